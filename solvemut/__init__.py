@@ -1,0 +1,1 @@
+"""solvemut: change the architecture of a PyTorch model by integer programming."""

@@ -1,0 +1,329 @@
+"""Integer programs over widths and switches: state one, solve it to a proven optimum, ask why.
+
+>>> p = Program()
+>>> a = p.width("a", levels=[8, 16, 24])
+>>> b = p.width("b", levels=range(1, 65))
+>>> s = p.switch("block3")
+>>> p.value([10, 30, 40], a, when=s)
+>>> p.value(range(1, 65), b)
+>>> p.product("flops", 2, a, b, when=s)
+>>> p.budget("flops", 1213)
+>>> p.add(a <= b, a + 2 * b <= 140)
+>>> solution = p.solve()
+>>> solution.status, solution.objective, solution[a], solution["b"], solution[s]
+('optimal', 74, 8, 64, 1)
+
+Every number given counts exactly as it is: ints of any size, floats as the rationals that their bits spell. Nothing
+here knows of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, Union
+
+import numpy as np
+
+from .errors import InfeasibleError, ProgramError, TimeLimitError
+from .solver import conflict, driver, sweep, text
+from .solver.exact import RankOne, Table, array, number
+from .solver.expressions import Affine, Relation, Width
+from .solver.model import Term
+from .solver.solution import Check, Explanation, Progress, Solution, Step
+from .solver.statement import Budget, Statement, Sum
+
+__all__ = [
+    "Affine", "Check", "Explanation", "InfeasibleError", "Program", "ProgramError", "Progress", "RankOne", "Relation",
+    "Solution", "Step", "TimeLimitError", "Width",
+]  # fmt: skip
+
+Callback = Callable[[Progress], Any]
+Handle = Union[Width, str]
+
+
+class Program:
+    """Widths and switches to choose, values to maximise, costs within budgets, linear constraints.
+
+    All methods that take a width also take its name.
+    """
+
+    def __init__(self) -> None:
+        self._widths: list[Width] = []
+        self._by_name: dict[str, Width] = {}
+        self._values: dict[int, Sum] = {0: Sum()}
+        self._senses: dict[int, str] = {}
+        self._costs: dict[str, Sum] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._relations: dict[str, Relation] = {}
+        self._fixed: dict[int, int] = {}
+        self._hint: dict[int, int] = {}
+
+    # -- what there is to choose -------------------------------------------------------------------------------------
+
+    def width(self, name: str, levels: Iterable[int]) -> Width:
+        """A choice of one of ``levels``: distinct ints, any order, at least one."""
+        found = tuple(levels)
+        if not all(isinstance(level, Integral) for level in found):
+            raise ProgramError(f"width {name!r}: levels are ints, not {next(x for x in found if not isinstance(x, Integral))!r}")
+        ints = tuple(int(level) for level in found)
+        if not ints:
+            raise ProgramError(f"width {name!r} has no levels")
+        if len(set(ints)) < len(ints):
+            twice = next(level for level in ints if ints.count(level) > 1)
+            raise ProgramError(f"width {name!r} has level {twice} more than once")
+        return self._new(name, ints, False)
+
+    def switch(self, name: str) -> Width:
+        """A choice between 0 and 1."""
+        return self._new(name, (0, 1), True)
+
+    def _new(self, name: str, levels: tuple[int, ...], is_switch: bool) -> Width:
+        if not isinstance(name, str) or not name:
+            raise ProgramError(f"a name is a non-empty string, not {name!r}")
+        if name in self._by_name:
+            raise ProgramError(f"there is a width or switch {name!r} already")
+        width = Width(self, name, levels, len(self._widths), is_switch)
+        self._widths.append(width)
+        self._by_name[name] = width
+        return width
+
+    def __getitem__(self, name: str) -> Width:
+        return self._find(name)
+
+    # -- what it is worth, what it costs -----------------------------------------------------------------------------
+
+    def value(self, table: Any, *widths: Handle, when: Handle | None = None, stage: int = 0) -> None:
+        """Add value: a vector over a width, a table over a pair, a scalar on a switch, or a constant.
+
+        Counted only where the switch ``when`` is on. ``stage`` says which objective: stage 0 comes first, a later one
+        decides among what is optimal for those before it.
+        """
+        self._check_stage(stage)
+        before = self._values.get(stage, Sum())
+        self._values[stage] = self._plus(before, f"value of stage {stage}", table, widths, when)
+
+    def cost(self, resource: str, table: Any, *widths: Handle, when: Handle | None = None) -> None:
+        """Add to a resource's cost: a vector over a width, a table (or RankOne) over a pair, a scalar on a switch."""
+        self._check_resource(resource)
+        before = self._costs.get(resource, Sum())
+        self._costs[resource] = self._plus(before, f"cost {resource!r}", table, widths, when)
+
+    def product(self, resource: str, coefficient: Any, a: Handle, b: Handle, when: Handle | None = None) -> None:
+        """Add ``coefficient * level of a * level of b`` to a resource's cost."""
+        first, second = self._find(a), self._find(b)
+        factor = number(coefficient)
+        left = array([factor * level for level in first.levels])
+        self.cost(resource, RankOne(left, array(list(second.levels))), first, second, when=when)
+
+    def objective(self, stage: int = 0, sense: str = "max") -> None:
+        """Say whether a stage is maximised ("max", the default) or minimised ("min")."""
+        self._check_stage(stage)
+        if sense not in ("max", "min"):
+            raise ProgramError(f"a sense is 'max' or 'min', not {sense!r}")
+        self._senses[stage] = sense
+        self._values.setdefault(stage, Sum())
+
+    def _plus(self, before: Sum, what: str, table: Any, handles: Sequence[Handle], when: Handle | None) -> Sum:
+        widths = [self._find(handle) for handle in handles]
+        switch = None if when is None else self._find(when)
+        if switch is not None and not switch.is_switch and switch.levels != (0, 1):
+            raise ProgramError(f"{what}: when= takes a switch, {switch.name!r} is a width")
+        if not isinstance(table, RankOne):
+            table = array(table)
+            if table.ndim == 0:
+                return self._plus_scalar(before, what, number(table[()]), widths, switch)
+        if len(widths) == 2 and widths[0] is widths[1]:
+            raise ProgramError(f"{what}: a table over {widths[0].name!r} twice; give its diagonal as a vector instead")
+        expected = tuple(len(width.levels) for width in widths)
+        if table.shape != expected or len(widths) > 2:
+            names = ", ".join(width.name for width in widths) or "no width"
+            raise ProgramError(f"{what}: a table of shape {table.shape} over {names}, whose levels make {expected}")
+        return replace(before, terms=(*before.terms, _term(table, widths, switch)))
+
+    def _plus_scalar(self, before: Sum, what: str, value: Any, widths: list[Width], switch: Width | None) -> Sum:
+        if len(widths) > 1 or (widths and not widths[0].is_switch):
+            names = ", ".join(width.name for width in widths)
+            raise ProgramError(f"{what}: a scalar stands alone or on one switch, not over {names}")
+        if not widths and switch is None:
+            return replace(before, constant=before.constant + value)
+        width = widths[0] if widths else switch
+        assert width is not None
+        if width is switch:
+            switch = None
+        return replace(before, terms=(*before.terms, _term(array([0, value]), [width], switch)))
+
+    # -- limits ------------------------------------------------------------------------------------------------------
+
+    def budget(self, resource: str, upper: Any = None, *, lower: Any = None) -> None:
+        """Keep a resource's cost at most ``upper`` and at least ``lower``; a side given again replaces what it was."""
+        self._check_resource(resource)
+        if upper is None and lower is None:
+            raise ProgramError(f"budget {resource!r}: give a limit, or lower=")
+        if resource in self._relations:
+            raise ProgramError(f"{resource!r} is the name of a constraint already")
+        before = self._budgets.get(resource, Budget())
+        try:
+            self._budgets[resource] = Budget(
+                before.upper if upper is None else number(upper), before.lower if lower is None else number(lower)
+            )
+        except ProgramError as error:
+            raise ProgramError(f"budget {resource!r}: {error}") from None
+
+    def add(self, *relations: Relation, name: str | None = None) -> None:
+        """Add linear constraints over level values: ``a + 2 * b <= 40``, ``s >= t``, ``a == 16``, ``a != 8``."""
+        for relation in relations:
+            if not isinstance(relation, Relation):
+                raise ProgramError(f"{relation!r} is no constraint; compare widths with <=, >=, == or !=")
+            for width in relation.difference.coefficients:
+                self._find(width)
+            if relation.sense == "!=" and len(relation.difference.coefficients) > 2:
+                raise ProgramError(f"'{relation}': != takes at most two widths")
+            wanted = str(relation) if name is None else name
+            if name is not None and (len(relations) > 1):
+                wanted = f"{name} ({relation})"
+            self._relations[self._free_name(wanted)] = relation
+
+    def _free_name(self, wanted: str) -> str:
+        taken = {**self._relations, **self._budgets}
+        count, found = 2, wanted
+        while found in taken:
+            found, count = f"{wanted} #{count}", count + 1
+        return found
+
+    def fix(self, choices: Mapping[Handle, int]) -> None:
+        """Settle some widths at given levels."""
+        for handle, level in choices.items():
+            self._fixed[self._find(handle).index] = self._level(handle, level)
+
+    def hint(self, choices: Mapping[Handle, int]) -> None:
+        """Start the search from these levels; they need not be feasible nor complete."""
+        for handle, level in choices.items():
+            self._hint[self._find(handle).index] = self._level(handle, level)
+
+    def _level(self, handle: Handle, level: int) -> int:
+        width = self._find(handle)
+        if level not in width.levels:
+            near = sorted(width.levels, key=lambda known: abs(known - level))[:2]
+            raise ProgramError(f"{width.name!r} has no level {level}; the nearest are {near}")
+        return width.levels.index(level)
+
+    def _find(self, handle: Handle) -> Width:
+        if isinstance(handle, Width):
+            if handle.owner is not self:
+                raise ProgramError(f"{handle.name!r} belongs to another program")
+            return handle
+        if handle not in self._by_name:
+            raise ProgramError(f"no width or switch {handle!r} in this program")
+        return self._by_name[handle]
+
+    @staticmethod
+    def _check_stage(stage: int) -> None:
+        if not isinstance(stage, Integral) or stage < 0:
+            raise ProgramError(f"a stage is 0, 1, 2, ..., not {stage!r}")
+
+    @staticmethod
+    def _check_resource(resource: str) -> None:
+        if not isinstance(resource, str) or not resource:
+            raise ProgramError(f"a resource is named by a non-empty string, not {resource!r}")
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def statement(self) -> Statement:
+        """The program as it stands, frozen."""
+        stages = range(max(self._values) + 1)
+        return Statement(
+            tuple(self._widths),
+            tuple(self._values.get(stage, Sum()) for stage in stages),
+            tuple(self._senses.get(stage, "max") for stage in stages),
+            dict(self._costs), dict(self._budgets), dict(self._relations), dict(self._fixed), dict(self._hint),
+        )  # fmt: skip
+
+    def solve(
+        self, time_limit: float = 60.0, gap: float = 0.0, seed: int = 0, callback: Callback | None = None,
+        engine: str = "auto",
+    ) -> Solution:  # fmt: skip
+        """The best choice, proven to the relative ``gap`` asked for unless the time limit (seconds) is reached.
+
+        ``callback`` is given a :class:`Progress` as the search goes on, and stops it by returning True; so does
+        Ctrl-C: either way the incumbent comes back, its status "feasible". Raises InfeasibleError with the smallest
+        conflict, or TimeLimitError where time ran out with nothing found.
+        """
+        options = driver.Options(float(time_limit), number(gap), int(seed), callback, engine)
+        if options.time_limit <= 0 or options.gap < 0:
+            raise ProgramError("time_limit is positive and gap is not negative")
+        statement = self.statement()
+        try:
+            return driver.solve(statement, options)
+        except driver.Infeasible as found:
+            raise conflict.explain(statement, options, found) from None
+
+    def k_best(self, k: int, time_limit: float = 60.0, gap: float = 0.0, seed: int = 0) -> list[Solution]:
+        """The ``k`` best distinct choices, best first; fewer if no more are feasible."""
+        if k < 1:
+            raise ProgramError(f"k is at least 1, not {k}")
+        try:
+            return sweep.k_best(self.statement(), k, driver.Options(float(time_limit), number(gap), int(seed)))
+        except driver.Infeasible as found:
+            options = driver.Options(float(time_limit), number(gap), int(seed))
+            raise conflict.explain(self.statement(), options, found) from None
+
+    def frontier(
+        self, resource: str, points: int = 12, time_limit: float = 60.0, gap: float = 0.0, seed: int = 0
+    ) -> list[Solution]:
+        """The best objective for a range of budgets on one resource, cheapest first, each with its own gap.
+
+        The budgets are spread evenly between the least that is feasible and what the best choice without this budget
+        costs; solutions that repeat a choice are left out.
+        """
+        if resource not in self._costs:
+            raise ProgramError(f"nothing costs any {resource!r}; there are {list(self._costs)}")
+        if points < 1:
+            raise ProgramError("a frontier has at least one point")
+        options = driver.Options(float(time_limit), number(gap), int(seed))
+        try:
+            return sweep.frontier(self.statement(), resource, points, options)
+        except driver.Infeasible as found:
+            raise conflict.explain(self.statement(), options, found) from None
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return text.printed(self.statement())
+
+    def to_json(self) -> str:
+        """The whole program as JSON text, every number exact."""
+        return text.to_json(self.statement())
+
+    @classmethod
+    def from_json(cls, source: str) -> Program:
+        """The program that :meth:`to_json` wrote."""
+        data = text.parsed(source)
+        program = cls()
+        for entry in data["widths"]:
+            program._new(entry["name"], tuple(entry["levels"]), entry["switch"])
+        widths = program._widths
+        program._values = {stage: text.read_sum(found) for stage, found in enumerate(data["values"])}
+        program._senses = dict(enumerate(data["senses"]))
+        program._costs = {name: text.read_sum(found) for name, found in data["costs"].items()}
+        program._budgets = {name: text.read_budget(found) for name, found in data["budgets"].items()}
+        program._relations = {name: text.read_relation(found, widths) for name, found in data["constraints"].items()}
+        program._fixed = {int(index): k for index, k in data["fixed"].items()}
+        program._hint = {int(index): k for index, k in data["hint"].items()}
+        return program
+
+
+def _term(table: Table, widths: Sequence[Width], switch: Width | None) -> Term:
+    """A term; where its own switch is in its scope, the tables's off entries become 0."""
+    scope = tuple(width.index for width in widths)
+    if switch is None or switch.index not in scope:
+        return Term(scope, table, None if switch is None else switch.index)
+    axis = scope.index(switch.index)
+    if isinstance(table, RankOne):
+        factors = [table.first.copy(), table.second.copy()]
+        factors[axis][0] = 0
+        return Term(scope, RankOne(*factors))
+    table = np.array(table)
+    table[(slice(None),) * axis + (0,)] = 0
+    return Term(scope, table)

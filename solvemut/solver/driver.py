@@ -1,0 +1,202 @@
+"""Stage after stage: from a statement to a solution with its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import ProgramError, TimeLimitError
+from . import cpsat, enumeration
+from .engine import Answer, Request, relative_gap
+from .exact import Number, nearest
+from .model import Choice, Clock, Model, Row
+from .solution import Progress, Solution
+from .statement import Statement, total
+
+ENGINES: dict[str, Callable[[Request], Answer]] = {"cp-sat": cpsat.solve, "enumeration": enumeration.solve}
+
+
+class Infeasible(Exception):
+    """Raised inside: no choice satisfies the statement. ``engine`` proved it."""
+
+    def __init__(self, engine: str, clock: Clock) -> None:
+        super().__init__(engine)
+        self.engine, self.clock = engine, clock
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to search."""
+
+    time_limit: float = 60.0
+    gap: Number = 0
+    seed: int = 0
+    callback: Callable[[Progress], Any] | None = None
+    engine: str = "auto"
+    extra: tuple[Row, ...] = ()  # rows beside the statement's own: choices excluded, say
+    start: tuple[Choice, ...] = ()  # choices to try first
+
+
+@dataclass
+class _Stage:
+    answer: Answer
+    engine: str
+
+
+@dataclass
+class Search:
+    """A search over all stages with one clock."""
+
+    statement: Statement
+    options: Options
+    clock: Clock
+    stage: int = 0
+    phase: str = "start"
+    known: Answer = field(default_factory=Answer)
+
+    def report(self) -> None:
+        """Tell the callback where the search stands; stop if it asks to."""
+        if self.options.callback is None or self.clock.stopped:
+            return
+        sign = 1 if self.statement.senses[self.stage] == "max" else -1
+        value, bound = self.known.value, self.known.bound
+        gap = None if value is None or bound is None else nearest(relative_gap(value, bound))
+        progress = Progress(
+            None if value is None else total(sign * value), None if bound is None else total(sign * bound),
+            gap, self.clock.seconds, self.phase,
+        )  # fmt: skip
+        try:
+            if self.options.callback(progress) is True:
+                self.clock.stopped = True
+        except KeyboardInterrupt:
+            self.clock.stopped = True
+
+
+def engine_of(name: str) -> Callable[[Request], Answer]:
+    """The engine of a name."""
+    if name not in ENGINES:
+        raise ProgramError(f"no engine {name!r}; there are {', '.join(['auto', *ENGINES])}")
+    return ENGINES[name]
+
+
+def solve(statement: Statement, options: Options, clock: Clock | None = None) -> Solution:
+    """Solve every stage in turn, each under what the ones before it reached."""
+    clock = Clock(options.time_limit) if clock is None else clock
+    search = Search(statement, options, clock)
+    rows: list[Row] = list(options.extra)
+    answers: list[Answer] = []
+    start = _starts(statement, options)
+    for stage in range(len(statement.values)):
+        search.stage = stage
+        search.known = Answer()
+        model = statement.model(stage, rows=rows)
+        if answers:
+            start = [choice for choice in [answers[-1].choice] if choice is not None]
+        answer = _solve_stage(search, model, engine_of(_choose(model, options.engine)), start)
+        if answer.infeasible and not answers:
+            raise Infeasible(options.engine, clock)
+        if answer.choice is None:
+            raise TimeLimitError(
+                f"no feasible choice was found in {clock.seconds:.2f} s, time_limit {options.time_limit:g} s; "
+                "a longer time limit or a hint may help"
+            )
+        answers.append(answer)
+        rows.append(replace(statement.objective(stage), lower=answer.value))
+    return _solution(statement, options, answers, clock)
+
+
+def _choose(model: Model, engine: str) -> str:
+    """The engine for a model, where the user leaves it to us."""
+    if engine != "auto":
+        return engine
+    return "enumeration" if enumeration.fits(model.combinations) else "cp-sat"
+
+
+def _starts(statement: Statement, options: Options) -> list[Choice]:
+    found = list(options.start)
+    if statement.hint:
+        found.append(tuple(statement.hint.get(v, 0) for v in range(len(statement.widths))))
+    return found
+
+
+def _solve_stage(
+    search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]
+) -> Answer:
+    options = search.options
+    request = Request(model, search.clock, options.gap, options.seed, tick=search.report)
+
+    def improved(choice: Choice, value: Number) -> None:
+        if search.known.value is None or value > search.known.value:
+            search.known.choice, search.known.value = choice, value
+            search.report()
+
+    request.on_choice = improved
+    first = Answer()
+    for choice in start:
+        first.offer(request, choice)
+        request.hint = first.choice if first.choice is not None else choice
+    answer = engine(request)
+    if first.choice is not None and (answer.value is None or first.value > answer.value):
+        answer.choice, answer.value, answer.infeasible = first.choice, first.value, False
+    search.known, search.phase = answer, "done"
+    search.report()
+    return answer
+
+
+def _solution(statement: Statement, options: Options, answers: list[Answer], clock: Clock) -> Solution:
+    choice = answers[-1].choice
+    assert choice is not None
+    signs = [1 if sense == "max" else -1 for sense in statement.senses]
+    objectives = tuple(values.row("").at(choice) for values in statement.values)
+    bounds = []
+    for sign, answer, objective in zip(signs, answers, objectives, strict=True):
+        bound = answer.bound if answer.bound is not None else _trivial_bound(statement, len(bounds))
+        bounds.append(sign * max(bound, sign * objective))
+    gaps = [
+        relative_gap(sign * objective, sign * bound)
+        for sign, objective, bound in zip(signs, objectives, bounds, strict=True)
+    ]
+    proven = all(gap <= options.gap for gap in gaps)
+    return Solution(
+        choices={width.name: width.levels[k] for width, k in zip(statement.widths, choice, strict=True)},
+        status="optimal" if proven else "feasible",
+        objectives=tuple(map(total, objectives)),
+        bounds=tuple(map(total, bounds)),
+        gaps=tuple(map(nearest, gaps)),
+        costs={name: statement.cost_row(name).at(choice) for name in {**statement.costs, **statement.budgets}},
+        seconds=clock.seconds,
+        solver="cp-sat",
+        statement=statement,
+        choice=choice,
+        exact_objectives=objectives,
+        exact_bounds=tuple(bounds),
+    )
+
+
+def _trivial_bound(statement: Statement, stage: int) -> Number:
+    """The sum of each term's best entry: a bound where no engine has given one."""
+    row = statement.objective(stage)
+    bound: Number = row.constant
+    for term in row.terms:
+        bound = bound + _best(term)
+    return bound
+
+
+def _best(term: Any) -> Number:
+    from .exact import RankOne, entry
+
+    table = term.table
+    if isinstance(table, RankOne):
+        firsts = [entry(table.first, i) for i in range(len(table.first))]
+        seconds = [entry(table.second, j) for j in range(len(table.second))]
+        best = max(x * y for x in (min(firsts), max(firsts)) for y in (min(seconds), max(seconds)))
+    else:
+        best = max(entry(table, *index) for index in _corners(table))
+    return max(0, best) if term.when is not None else best
+
+
+def _corners(table: Any) -> list[tuple[int, ...]]:
+    import numpy as np
+
+    return [tuple(int(i) for i in np.unravel_index(int(table.argmax()), table.shape))]

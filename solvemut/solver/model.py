@@ -1,0 +1,185 @@
+"""The compiled program: choices, an objective to maximise, rows to keep within limits. All numbers exact.
+
+A *choice* is a tuple with one level index per variable. A *row* is a sum of terms; a term is a table over one or two
+variables, counted only where its switch (if it has one) stands at index 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from time import monotonic
+
+import numpy as np
+
+from .exact import Number, RankOne, Table, entry, simplify
+
+Choice = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A table over ``scope`` (one or two variables), counted where ``when`` (None: always) is on."""
+
+    scope: tuple[int, ...]
+    table: Table
+    when: int | None = None
+
+    @property
+    def variables(self) -> tuple[int, ...]:
+        """The scope and the switch."""
+        return self.scope if self.when is None else (*self.scope, self.when)
+
+    def at(self, choice: Sequence[int]) -> Number:
+        """The term's exact contribution."""
+        if self.when is not None and choice[self.when] == 0:
+            return 0
+        return entry(self.table, *(choice[v] for v in self.scope))
+
+    def negated(self) -> Term:
+        """The term with the opposite sign."""
+        if isinstance(self.table, RankOne):
+            return replace(self, table=RankOne(-self.table.first, self.table.second))
+        return replace(self, table=-self.table)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A named sum of terms with limits (None: none). As an objective, its limits are ignored."""
+
+    name: str
+    terms: tuple[Term, ...]
+    constant: Number = 0
+    lower: Number | None = None
+    upper: Number | None = None
+
+    def at(self, choice: Sequence[int]) -> Number:
+        """The row's exact value at a choice.
+
+        >>> Row("r", (Term((0,), np.array([1, 5])),), constant=2).at((1,))
+        7
+        """
+        whole, rest = 0, Fraction(0)
+        for term in self.terms:
+            value = term.at(choice)
+            if isinstance(value, int):
+                whole += value
+            else:
+                rest += value
+        return simplify(rest + whole + self.constant)
+
+    def holds(self, choice: Sequence[int]) -> bool:
+        """Whether the limits are kept, exactly."""
+        value = self.at(choice)
+        return (self.lower is None or value >= self.lower) and (self.upper is None or value <= self.upper)
+
+    def negated(self) -> Row:
+        """The row with the opposite sign (limits swapped)."""
+        lower = None if self.upper is None else -self.upper
+        upper = None if self.lower is None else -self.lower
+        terms = tuple(term.negated() for term in self.terms)
+        return replace(self, terms=terms, constant=-self.constant, lower=lower, upper=upper)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Variables with their allowed level indices, an objective to maximise, and rows to keep."""
+
+    domains: tuple[np.ndarray, ...]
+    objective: Row
+    rows: tuple[Row, ...] = ()
+
+    def feasible(self, choice: Sequence[int]) -> bool:
+        """Whether a choice keeps every row and domain, exactly."""
+        inside = all(k in domain for k, domain in zip(choice, self.domains, strict=True))
+        return inside and all(row.holds(choice) for row in self.rows)
+
+    def restricted(self, domains: Sequence[np.ndarray]) -> Model:
+        """The same model on fewer levels."""
+        return replace(self, domains=tuple(domains))
+
+    def with_rows(self, *rows: Row) -> Model:
+        """The same model with more rows."""
+        return replace(self, rows=(*self.rows, *rows))
+
+    @property
+    def combinations(self) -> int:
+        """How many choices the domains allow."""
+        product = 1
+        for domain in self.domains:
+            product *= len(domain)
+        return product
+
+
+@dataclass
+class Clock:
+    """When to stop: a deadline, or somebody asking to."""
+
+    limit: float
+    start: float = field(default_factory=monotonic)
+    stopped: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Time spent."""
+        return monotonic() - self.start
+
+    @property
+    def left(self) -> float:
+        """Time left, never below 0."""
+        return 0.0 if self.stopped else max(0.0, self.limit - self.seconds)
+
+    @property
+    def over(self) -> bool:
+        return self.left <= 0.0
+
+    def part(self, seconds: float) -> Clock:
+        """A clock for a step that may take at most so long."""
+        return Clock(min(self.left, seconds))
+
+
+@dataclass
+class Incumbent:
+    """The best exact choice so far and the best proven bound; shared by all engines of one search.
+
+    Every candidate is checked in exact arithmetic before it counts, so no engine's tolerance reaches the answer.
+    """
+
+    model: Model
+    choice: Choice | None = None
+    value: Number | None = None
+    bound: Number | None = None
+    notify: Callable[[], None] = lambda: None
+
+    def offer(self, choice: Sequence[int]) -> bool:
+        """Take a choice if it is feasible and better than what is known."""
+        candidate = tuple(int(k) for k in choice)
+        if candidate == self.choice or not self.model.feasible(candidate):
+            return False
+        value = self.model.objective.at(candidate)
+        if self.value is not None and value <= self.value:
+            return False
+        self.choice, self.value = candidate, value
+        self.notify()
+        return True
+
+    def limit(self, bound: Number) -> None:
+        """Take a proven upper bound if it is tighter."""
+        if self.bound is None or bound < self.bound:
+            self.bound = simplify(bound)
+            self.notify()
+
+    @property
+    def gap(self) -> Number | None:
+        """Relative gap, exact; None while either side is unknown."""
+        if self.value is None or self.bound is None:
+            return None
+        if self.bound <= self.value:
+            return 0
+        return Fraction(self.bound - self.value) / max(Fraction(1, 10**12), abs(Fraction(self.value)))
+
+    def within(self, gap: Number) -> bool:
+        """Whether the gap asked for is proven."""
+        found = self.gap
+        return found is not None and found <= gap
