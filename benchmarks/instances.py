@@ -79,21 +79,30 @@ class Net:
         return sorted({*range(step, size + 1, step), size})
 
 
-def prefix_values(size: int, levels: Sequence[int], rng: np.random.Generator, sigma: float = 1.0) -> list[float]:
-    """The summed value of the best ``n`` of ``size`` lognormal units, for each ``n`` in ``levels``."""
-    units = np.sort(rng.lognormal(0.0, sigma, size))[::-1]
-    sums = np.concatenate([[0.0], np.cumsum(units)])
+def prefix_sums(units: np.ndarray, levels: Sequence[int]) -> list[float]:
+    """The summed value of the best ``n`` units, for each ``n`` in ``levels``."""
+    sums = np.concatenate([[0.0], np.cumsum(np.sort(units)[::-1])])
     return [float(sums[n]) for n in levels]
+
+
+def unit_values(net: Net, seed: int, sigma: float = 1.0) -> dict[str, np.ndarray]:
+    """What each unit of each width is worth: lognormal, in no order."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.lognormal(0.0, sigma, size) for name, size in net.widths.items()}
+
+
+def limit_of(net: Net, resource: str, fraction: float) -> int:
+    """A budget: a fraction of what the network costs now."""
+    return int(Fraction(fraction).limit_denominator(10_000) * net.total(resource))
 
 
 def build(net: Net, step: int, budgets: Mapping[str, float], seed: int) -> Program:
     """The program of a network: one width per block, budgets as fractions of what the network costs now."""
-    rng = np.random.default_rng(seed)
     program, handles, levels = Program(), {}, {}
-    for name, size in net.widths.items():
+    for name, units in unit_values(net, seed).items():
         levels[name] = net.levels(name, step)
         handles[name] = program.width(name, levels=levels[name])
-        program.value(prefix_values(size, levels[name], rng), handles[name])
+        program.value(prefix_sums(units, levels[name]), handles[name])
     for resource, fraction in budgets.items():
         for (a, b), coefficient in net.pairs[resource].items():
             program.product(resource, coefficient, handles[a], handles[b])
@@ -101,7 +110,7 @@ def build(net: Net, step: int, budgets: Mapping[str, float], seed: int) -> Progr
             program.cost(resource, [coefficient * n for n in levels[a]], handles[a])
         if net.constant[resource]:
             program.cost(resource, net.constant[resource])
-        program.budget(resource, int(Fraction(fraction).limit_denominator(10_000) * net.total(resource)))
+        program.budget(resource, limit_of(net, resource, fraction))
     return program
 
 
@@ -354,7 +363,7 @@ def chain(layers: int = 48, levels: int = 64, budgets: Sequence[float] = (0.5, 0
     program = Program()
     names = [program.width(f"layer{i}", levels=range(1, levels + 1)) for i in range(layers)]
     for width in names:
-        program.value(prefix_values(levels, range(1, levels + 1), rng), width)
+        program.value(prefix_sums(rng.lognormal(0.0, 1.0, levels), range(1, levels + 1)), width)
     for resource, fraction in zip(("flops", "params"), budgets, strict=True):
         coefficients = [int(c) for c in rng.integers(1, 100, layers - 1)]
         for a, b, coefficient in zip(names, names[1:], coefficients, strict=False):
