@@ -1,0 +1,285 @@
+"""Capture: any exportable nn.Module with example inputs becomes a `Trace`.
+
+torch.export (non-strict) runs the forward on fake tensors and keeps composite operations whole; `provenance` notes where
+sizes come from. The user's module is only read: mode, attributes and the random state are as they were afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import operator
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .errors import CaptureError
+from .provenance import ID, KEY, SizeRecorder, python_functions_open, tracked_attributes
+from .trace import Node, Param, Ref, Size, Trace
+
+
+def trace_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Trace:
+    """The trace of one forward pass in eval mode.
+
+    Raises CaptureError, with the cause, if the forward or its export fails.
+    """
+    try:
+        exported = _export(model, args, dict(kwargs or {}))
+    except Exception as e:
+        raise CaptureError(
+            f"{type(model).__name__} could not be captured: torch.export failed with {type(e).__name__}: "
+            f"{_first_line(e)}. Check that model(*args, **kwargs) runs in eval mode, takes these inputs, and does not "
+            "branch on tensor values."
+        ) from e
+    return _Reader(model, exported).trace()
+
+
+def _first_line(e: Exception) -> str:
+    return str(e).strip().split("\n")[0][:300]
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(_eval_mode(model))
+        stack.enter_context(tracked_attributes(model))
+        stack.enter_context(python_functions_open())
+        stack.enter_context(SizeRecorder())
+        return torch.export.export(model, args, kwargs, strict=False)
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for m, mode in training:
+            m.training = mode
+
+
+class _Reader:
+    """Reads an exported program into a trace."""
+
+    def __init__(self, model: nn.Module, exported: Any) -> None:
+        self.model = model
+        self.graph = exported.graph
+        self.signature = exported.graph_signature
+        self.exported = exported
+        self.names = {n.meta[ID]: n.name for n in self.graph.nodes if ID in n.meta}
+
+    def trace(self) -> Trace:
+        params, rename = self._params()
+        user = set(self.signature.user_inputs)
+        inputs: dict[str, tuple[int, ...]] = {}
+        nodes: list[Node] = []
+        outputs: list[str] = []
+        self.rename = rename
+        for n in self.graph.nodes:
+            if n.op == "placeholder" and n.name not in rename:
+                value = n.meta.get("val")
+                if n.name in user and isinstance(value, torch.Tensor):
+                    inputs[n.name] = tuple(int(s) for s in value.shape)
+                elif isinstance(value, torch.Tensor):
+                    params[n.name] = Param(n.name, tuple(value.shape), "constant")
+            elif n.op == "get_attr":
+                value = n.meta.get("val")
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+                params[n.name] = Param(str(n.target), shape, "constant")
+            elif n.op == "call_function":
+                nodes.append(self._node(n))
+            elif n.op == "output":
+                outputs = [rename.get(m.name, m.name) for m in n.all_input_nodes]
+        read = {r for node in nodes for r in node.refs()} | set(outputs)
+        used = {k: p for k, p in params.items() if k in read}
+        seen = {a for p in used.values() for a in (p.name, *p.aliases)}
+        unused = tuple(
+            Param(k, tuple(p.shape)) for k, p in self.model.named_parameters() if k not in seen
+        )
+        mutated = set(self.signature.buffers_to_mutate) | set(self.signature.user_inputs_to_mutate)
+        outputs = [o for o in outputs if o not in mutated]
+        root = type(self.model).__name__
+        attributes = {leaf: self._attribute(leaf) for n in nodes for s in n.sizes.values() for leaf in s.leaves()
+                      if leaf.op == "attr"}
+        return Trace(
+            used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes
+        ).validate()
+
+    def _attribute(self, leaf: Size) -> int:
+        module, name, index = leaf.args
+        value = getattr(self.model.get_submodule(module), name)
+        return int(value if index is None else value[index])
+
+    def _params(self) -> tuple[dict[str, Param], dict[str, str]]:
+        """Parameters and buffers by value name; names of the same tensor are one parameter."""
+        sig = self.signature
+        targets = {**sig.inputs_to_parameters, **sig.inputs_to_buffers}
+        live: dict[str, torch.Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
+        live.update(self.model.named_buffers(remove_duplicate=False))
+        names: dict[int, list[str]] = {}
+        for name, tensor in live.items():
+            names.setdefault(id(tensor), []).append(name)
+        params: dict[str, Param] = {}
+        first: dict[int, str] = {}
+        rename: dict[str, str] = {}
+        for placeholder, target in targets.items():
+            if target not in live:
+                continue
+            tensor = live[target]
+            value = first.setdefault(id(tensor), placeholder)
+            rename[placeholder] = value
+            if value == placeholder:
+                main, *others = names[id(tensor)]
+                kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+                params[value] = Param(main, tuple(tensor.shape), kind, tuple(others))
+        return params, rename
+
+    def _node(self, n: torch.fx.Node) -> Node:
+        args = {k: self._argument(v) for k, v in _bind(n).items()}
+        value = n.meta.get("val")
+        is_list = isinstance(value, (list, tuple))
+        values: list[Any] = list(value) if is_list else [value]  # type: ignore[arg-type]
+        shapes = tuple(tuple(int(s) for s in v.shape) if isinstance(v, torch.Tensor) else () for v in values)
+        module, source = _place(n)
+        tags = getattr(n.target, "tags", ())
+        pointwise = torch.Tag.pointwise in tags
+        return Node(n.name, _op_name(n.target), args, shapes or ((),), is_list, pointwise, module, source,
+                    self._sizes(n, args))
+
+    def _argument(self, a: Any) -> Any:
+        if isinstance(a, torch.fx.Node):
+            return Ref(self.rename.get(a.name, a.name))
+        if isinstance(a, (list, tuple)):
+            return [self._argument(x) for x in a]
+        if a is None or isinstance(a, (bool, int, float, str)):
+            return a
+        return str(a)
+
+    def _sizes(self, n: torch.fx.Node, args: Mapping[str, Any]) -> dict[tuple[Any, ...], Size]:
+        """Match the ints that the forward passed, with where they came from, to the ints in the node's arguments."""
+        passed = n.meta.get(KEY)
+        if not passed:
+            return {}
+        here = list(_int_paths(args, ()))
+        tracked = [(v, s) for v, s in passed if s.op != "const"]
+        out = {}
+        if [v for v, _ in passed] == [v for _, v in here]:
+            pairs = [(path, s) for (path, _), (_, s) in zip(here, passed, strict=True)]
+        else:
+            pairs = []
+            for path, v in here:
+                match = list(dict.fromkeys(s for w, s in tracked if w == v))
+                plain = any(w == v and s.op == "const" for w, s in passed)
+                if (len(match) == 1 and not plain) or (len(match) > 1 and self._list_match(path, args, passed) is None):
+                    pairs.append((path, match[0]))
+                elif match:
+                    s = self._list_match(path, args, passed)
+                    if s is not None:
+                        pairs.append((path, s))
+        for path, s in pairs:
+            if s.op != "const":
+                out[path] = self._named(s)
+        return out
+
+    def _list_match(self, path: tuple[Any, ...], args: Mapping[str, Any], passed: Any) -> Size | None:
+        """The tracked int at the same place of a run of passed ints that equals the list argument holding `path`."""
+        if len(path) != 2:
+            return None
+        wanted = args[path[0]]
+        values = [v for v, _ in passed]
+        for k in range(len(values) - len(wanted) + 1):
+            if values[k : k + len(wanted)] == list(wanted):
+                return passed[k + path[1]][1]
+        return None
+
+    def _named(self, s: Size) -> Size:
+        """Sizes of values refer to them by name."""
+        if s.op == "size":
+            name = self.names.get(s.args[0])
+            if name is None:
+                return Size("size", (f"?{s.args[0]}", s.args[1]))
+            return Size("size", (self.rename.get(name, name), s.args[1]))
+        if s.op in ("attr", "const"):
+            return s
+        return Size(s.op, tuple(self._named(a) for a in s.args))
+
+
+def _op_name(target: Any) -> str:
+    if target is operator.getitem:
+        return "getitem"
+    schema = getattr(target, "_schema", None)
+    name = schema.name.split("::")[-1] if schema is not None else getattr(target, "__name__", str(target))
+    if name.startswith(("__", "_")):
+        return name
+    return name[:-1] if name.endswith("_") else name  # in place is the same to us
+
+
+def _bind(n: torch.fx.Node) -> dict[str, Any]:
+    """Arguments by schema name, defaults included."""
+    if n.target is operator.getitem:
+        return {"a": n.args[0], "b": n.args[1]}
+    schema = getattr(n.target, "_schema", None)
+    if schema is None:
+        return {**{f"arg{i}": a for i, a in enumerate(n.args)}, **n.kwargs}
+    out: dict[str, Any] = {}
+    for i, a in enumerate(schema.arguments):
+        if i < len(n.args) and not a.kwarg_only:
+            out[a.name] = n.args[i]
+        elif a.name in n.kwargs:
+            out[a.name] = n.kwargs[a.name]
+        elif a.has_default_value():
+            out[a.name] = a.default_value
+    return out
+
+
+def _int_paths(a: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
+    if isinstance(a, Mapping):
+        for k, v in a.items():
+            yield from _int_paths(v, (*path, k))
+    elif isinstance(a, (list, tuple)):
+        for i, v in enumerate(a):
+            yield from _int_paths(v, (*path, i))
+    elif isinstance(a, int) and not isinstance(a, bool):
+        yield path, a
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
+
+
+def _place(n: torch.fx.Node) -> tuple[str, str]:
+    """Module path and source line of a node."""
+    stack = n.meta.get("nn_module_stack") or {}
+    module = list(stack.values())[-1][0] if stack else ""
+    if isinstance(module, type) or not isinstance(module, str):
+        module = ""
+    frames = _FRAME.findall(n.meta.get("stack_trace") or "")
+    if not frames:
+        return module, ""
+    file, line, code = frames[-1]
+    return module, f"{file.rsplit('/', 1)[-1]}:{line}: {code.strip()[:80]}"
+
+
+def example_text(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> str:
+    """The structure, shapes and dtypes of example inputs as JSON; empty if they hold something JSON cannot."""
+    leaves, tree = pytree.tree_flatten((args, dict(kwargs or {})))
+    out: list[Any] = []
+    for x in leaves:
+        if isinstance(x, torch.Tensor):
+            out.append({"shape": list(x.shape), "dtype": str(x.dtype).split(".")[-1]})
+        elif x is None or isinstance(x, (bool, int, float, str)):
+            out.append(x)
+        else:
+            return ""
+    try:
+        return json.dumps({"leaves": out, "tree": pytree.treespec_dumps(tree)})
+    except NotImplementedError:
+        return ""

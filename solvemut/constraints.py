@@ -1,0 +1,217 @@
+"""The request language: affine sizes, costs, budgets, and what may be asked of them.
+
+>>> import numpy as np
+>>> a, b = (Affine.of(Extent(np.arange(1, 1 + n)), name) for n, name in ((4, "a.out"), (6, "b.out")))
+>>> print(2 * a + b <= 12, "|", a % 2 == 0, "|", a == b)
+2*a.out + b.out <= 12 | a.out % 2 == 0 | a.out == b.out
+>>> (2 * a + b).now
+14
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any, Union
+
+from .errors import RequestError
+from .flow import Extent
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A size expression: constant + sum of coefficient * extent. `name` is how it prints."""
+
+    terms: tuple[tuple[Extent, int, str], ...]
+    constant: int = 0
+
+    @staticmethod
+    def of(extent: Extent | int, name: str) -> Affine:
+        """The size of one extent; a plain int is a size that nothing changes."""
+        return Affine((), extent) if isinstance(extent, int) else Affine(((extent, 1, name),))
+
+    @property
+    def now(self) -> int:
+        """The value on the captured model."""
+        return self.constant + sum(c * e.now for e, c, _ in self.terms)
+
+    def __add__(self, other: Any) -> Affine:
+        if isinstance(other, Affine):
+            return Affine(self.terms + other.terms, self.constant + other.constant)
+        return replace(self, constant=self.constant + _int(other))
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Affine:
+        return self * -1
+
+    def __sub__(self, other: Any) -> Affine:
+        return self + (-other)
+
+    def __rsub__(self, other: Any) -> Affine:
+        return -self + other
+
+    def __mul__(self, k: Any) -> Affine:
+        n = _int(k)
+        return Affine(tuple((e, c * n, name) for e, c, name in self.terms), self.constant * n)
+
+    __rmul__ = __mul__
+
+    def __mod__(self, k: Any) -> Remainder:
+        if _int(k) < 1:
+            raise RequestError(f"{self} % {k}: the divisor is at least 1")
+        return Remainder(self, _int(k))
+
+    def __le__(self, other: Any) -> Relation:
+        return Relation(self, "<=", _affine(other))
+
+    def __ge__(self, other: Any) -> Relation:
+        return Relation(self, ">=", _affine(other))
+
+    def __eq__(self, other: Any) -> Relation:  # type: ignore[override]
+        return Relation(self, "==", _affine(other))
+
+    __hash__ = object.__hash__
+
+    def __str__(self) -> str:
+        text = ""
+        for _, c, name in self.terms:
+            sign = " - " if c < 0 else " + " if text else ""
+            text += f"{sign if text or c > 0 else '-'}{'' if abs(c) == 1 else f'{abs(c)}*'}{name}"
+        if self.constant or not text:
+            text += f" {'-' if self.constant < 0 else '+'} {abs(self.constant)}" if text else str(self.constant)
+        return text
+
+
+Axis = Affine
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """size % divisor, waiting for its `== remainder`."""
+
+    size: Affine
+    divisor: int
+
+    def __eq__(self, other: Any) -> Multiple:  # type: ignore[override]
+        return Multiple(self.size, self.divisor, _int(other) % self.divisor)
+
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """left (<=, >= or ==) right, over sizes."""
+
+    left: Affine
+    sense: str
+    right: Affine
+
+    def __bool__(self) -> bool:
+        raise RequestError(f"'{self}' is a request, not a truth value; chained comparisons must be given one by one")
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.sense} {self.right}"
+
+
+@dataclass(frozen=True, eq=False)
+class Multiple:
+    """size % divisor == remainder."""
+
+    size: Affine
+    divisor: int
+    remainder: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.size} % {self.divisor} == {self.remainder}"
+
+
+@dataclass(frozen=True, eq=False)
+class Monomial:
+    """coefficient * product of extents, of one vertex."""
+
+    coefficient: int
+    extents: tuple[Extent, ...]
+    vertex: str = ""
+
+    @property
+    def now(self) -> int:
+        n = self.coefficient
+        for e in self.extents:
+            n *= e.now
+        return n
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """A resource as a sum of products of sizes. `.now` is its value on the captured model."""
+
+    name: str
+    monomials: tuple[Monomial, ...]
+
+    @property
+    def now(self) -> int:
+        return sum(m.now for m in self.monomials)
+
+    def __le__(self, limit: Any) -> Budget:
+        if not isinstance(limit, Real) or limit != limit:
+            raise RequestError(f"{self.name} <= {limit!r}: a budget is a number")
+        return Budget(self, Fraction(limit))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """cost <= limit."""
+
+    cost: Cost
+    limit: Fraction
+
+    def __bool__(self) -> bool:
+        raise RequestError(f"'{self}' is a request, not a truth value")
+
+    def __str__(self) -> str:
+        limit = int(self.limit) if self.limit.denominator == 1 else float(self.limit)
+        return f"{self.cost.name} <= {limit}"
+
+
+Request = Union[Relation, Multiple, Budget]
+
+
+def budget_of(cost: Cost, limit: float) -> Budget:
+    """A budget as `prune` takes it: a number in (0, 1] is a fraction of the present cost, a larger one is absolute."""
+    if isinstance(limit, bool) or not isinstance(limit, Real) or not limit > 0:
+        raise RequestError(f"{cost.name}={limit!r}: a budget is a fraction in (0, 1] of the present, or a number above 1")
+    return cost <= (Fraction(limit) * cost.now if limit <= 1 else Fraction(limit))
+
+
+def flat(requests: Iterable[Any]) -> list[Request]:
+    """Requests from nested lists, with anything else refused."""
+    out: list[Request] = []
+    for r in requests:
+        if isinstance(r, (list, tuple)):
+            out += flat(r)
+        elif isinstance(r, (Relation, Multiple, Budget)):
+            out.append(r)
+        else:
+            raise RequestError(f"{r!r} is no request; compare sizes or costs, as in graph['conv1'].out <= 32")
+    return out
+
+
+def _affine(x: Any) -> Affine:
+    return x if isinstance(x, Affine) else Affine((), _int(x))
+
+
+def _int(x: Any) -> int:
+    if isinstance(x, bool) or not isinstance(x, Integral):
+        raise RequestError(f"sizes are compared with and multiplied by ints, not {x!r}")
+    return int(x)
+
+
+__all__: Sequence[str] = [
+    "Affine", "Axis", "Budget", "Cost", "Monomial", "Multiple", "Relation", "Remainder", "Request", "budget_of", "flat",
+]  # fmt: skip

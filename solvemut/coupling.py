@@ -1,0 +1,393 @@
+"""Coupling: from what the rules said to coupled units.
+
+Unit classes are the connected components of all equalities: one class is one unit, kept or removed everywhere at once.
+What is left to decide about classes are counts: `links` (linear equations between numbers of kept units) and `rows`
+(groups of a grouped convolution, channels under a GroupNorm: every row that stays keeps equally many units).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .flow import Extent, Facts, Flow, Freeze, Path, Rectangle
+from .labels import FIXED, Labels
+from .rules import apply_rule
+from .trace import Node, Size, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """sum of coefficient * (number of kept labels) over `parts` is `constant`."""
+
+    parts: tuple[tuple[np.ndarray, int], ...]
+    constant: int
+    node: Node
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Every row that stays keeps equally many units; whole rows may go if `removable`. Same `key`: the same rows."""
+
+    units: np.ndarray  # [rows, units per row], classes
+    removable: bool
+    key: str
+    node: Node
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeUse:
+    """factor * attribute + constant is the number of kept `labels`."""
+
+    attribute: Size
+    factor: int
+    constant: int
+    labels: np.ndarray
+    node: Node
+
+
+@dataclass(frozen=True)
+class Group:
+    """A coupled group: units that the same layers make, with the parameter dims that change together, and why."""
+
+    index: int
+    units: int
+    sources: tuple[tuple[str, Any], ...]  # (parameter, dim) that make these units
+    dims: tuple[tuple[str, Any], ...]  # every (parameter, dim) with such units
+    origins: tuple[str, ...]  # nodes that couple the sources with each other
+    frozen: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """The coupled units of a trace.
+
+    `unit_of` maps labels to classes; class 0 is all that is fixed. `frozen[c]` tells whether class c must stay, and
+    `reasons[c]` why.
+    """
+
+    trace: Trace
+    facts: Facts
+    values: Mapping[str, Labels | list[Labels]]
+    sources: Mapping[tuple[str, Any], Extent]
+    produced: frozenset[tuple[str, Any]]
+    unit_of: np.ndarray
+    frozen: np.ndarray
+    reasons: Mapping[int, str]
+    links: tuple[Link, ...]
+    rows: tuple[Rows, ...]
+    uses: tuple[AttributeUse, ...]
+    group_of: np.ndarray  # class -> index of its group, -1 for what is fixed
+    groups: tuple[Group, ...] = field(default=())
+
+    @property
+    def n_units(self) -> int:
+        return len(self.frozen)
+
+    def units(self, extent: Extent | np.ndarray) -> np.ndarray:
+        """The classes of labels, same shape."""
+        return self.unit_of[extent.labels if isinstance(extent, Extent) else extent]
+
+    def count(self, extent: Extent, kept: np.ndarray) -> int:
+        """The size of an extent when `kept` (bool per class) stays."""
+        mask = kept[self.units(extent)]
+        if not extent.per_row:
+            return int(mask.sum())
+        counts = mask.reshape(-1, mask.shape[-1]).sum(axis=1)
+        return int(counts.max(initial=0))
+
+    def why_frozen(self, extent: Extent) -> str:
+        """Why an extent cannot change; empty if some of it can."""
+        units = np.unique(self.units(extent))
+        units = units[units != FIXED]
+        if not len(units) or not self.frozen[units].all():
+            return ""
+        return self.reasons[int(units[0])]
+
+
+def components(n: int, edges: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The smallest member of the connected component of each of n labels.
+
+    >>> components(5, [(np.array([1, 4]), np.array([2, 2]))]).tolist()
+    [0, 1, 1, 3, 1]
+    """
+    root = np.arange(n)
+    if not edges:
+        return root
+    a = np.concatenate([e[0].reshape(-1) for e in edges])
+    b = np.concatenate([e[1].reshape(-1) for e in edges])
+    while True:
+        ra, rb = root[a], root[b]
+        if (ra == rb).all():
+            return root
+        np.minimum.at(root, np.maximum(ra, rb), np.minimum(ra, rb))
+        while (root != root[root]).any():
+            root = root[root]
+
+
+class _Analysis:
+    """The state of one analysis: facts are added until nothing new follows from them."""
+
+    def __init__(self, flow: Flow, keep: Iterable[tuple[np.ndarray, str]]) -> None:
+        self.flow, self.facts = flow, flow.facts
+        self.edges = [self._split_fixed(m.a, m.b, m.node) for m in flow.facts.merges]
+        self.frozen_labels: list[tuple[np.ndarray, str]] = [(f.labels, _reason(f.why, f.node)) for f in self.facts.freezes]
+        self.frozen_labels += list(keep)
+        self.done: set[int] = set()
+
+    def _split_fixed(self, a: np.ndarray, b: np.ndarray, node: Node) -> tuple[np.ndarray, np.ndarray]:
+        """Edges between labels; a label that meets a fixed position is frozen."""
+        a, b = a.reshape(-1), b.reshape(-1)
+        met = (a == FIXED) != (b == FIXED)
+        if met.any():
+            self.flow.facts.freezes.append(_freeze_at(np.maximum(a[met], b[met]), node))
+        both = (a != FIXED) & (b != FIXED)
+        return a[both], b[both]
+
+    def solve(self) -> tuple[np.ndarray, np.ndarray, dict[int, str], list[Link], list[Rows], list[AttributeUse]]:
+        while True:
+            root = components(self.flow.count, self.edges)
+            _, unit_of = np.unique(root, return_inverse=True)
+            frozen, reasons = self._frozen(unit_of)
+            rows: list[Rows] = []
+            literals = [(lit.labels, lit.node, lit.path) for lit in self.facts.literals]
+            known = (len(self.edges), len(self.frozen_labels))
+            for k, rect in enumerate(self.facts.rectangles):
+                literals += self._rectangle(k, rect, unit_of, frozen, rows)
+            links, uses = self._literals(literals, unit_of, frozen)
+            if known == (len(self.edges), len(self.frozen_labels)):
+                break
+        links += self._equals(unit_of)
+        links = [x for x in links if not _trivial(x, unit_of)]
+        return unit_of, frozen, reasons, links, rows, uses
+
+    def _frozen(self, unit_of: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        frozen = np.zeros(int(unit_of.max()) + 1, dtype=bool)
+        frozen[FIXED] = True
+        reasons: dict[int, str] = {FIXED: "fixed"}
+        for labels, why in self.frozen_labels:
+            for c in np.unique(unit_of[labels]):
+                frozen[c] = True
+                reasons.setdefault(int(c), why)
+        return frozen, reasons
+
+    def _freeze(self, labels: np.ndarray, why: str, node: Node) -> None:
+        self.frozen_labels.append((labels[labels != FIXED], _reason(why, node)))
+
+    def _rectangle(
+        self, k: int, rect: Rectangle, unit_of: np.ndarray, frozen: np.ndarray, rows: list[Rows]
+    ) -> list[tuple[np.ndarray, Node, Path]]:
+        """What one rectangle demands: sizes of its axes, or rows of equal size."""
+        labels, units = rect.labels, unit_of[rect.labels]
+        paths = list(rect.paths)
+        if frozen[units].all():
+            return []
+        for axis in reversed(range(units.ndim)):
+            if units.ndim > 1 and (units == units.take([0], axis=axis)).all():
+                labels, units = labels.take(0, axis=axis), units.take(0, axis=axis)
+                del paths[axis]
+        if units.ndim == 1:
+            return [(labels, rect.node, paths[0])] if paths[0] is not None else []
+        written = [p is not None and _is_number(rect.node, p) for p in paths]
+        free = [axis for axis in range(units.ndim) if not written[axis]]
+        if not free:
+            self._once(k, lambda: self._freeze(labels.reshape(-1), "its sizes are written as numbers", rect.node))
+            return []
+        ragged = free[-1]
+        moved = np.moveaxis(units, ragged, -1)
+        removable = units.ndim == 2 and len(free) == 2
+        rows.append(Rows(moved.reshape(-1, moved.shape[-1]), removable, rect.key, rect.node))
+        return []
+
+    def _once(self, k: int, act: Any) -> None:
+        if k not in self.done:
+            self.done.add(k)
+            act()
+
+    def _literals(
+        self, literals: Sequence[tuple[np.ndarray, Node, Path]], unit_of: np.ndarray, frozen: np.ndarray
+    ) -> tuple[list[Link], list[AttributeUse]]:
+        """Links between sizes that one int of the forward gives; a size written as a number is frozen."""
+        links: list[Link] = []
+        uses: list[AttributeUse] = []
+        for labels, node, path in literals:
+            labels = labels.reshape(-1)
+            if frozen[unit_of[labels]].all():
+                continue
+            size = node.sizes.get(path)
+            if size is None or size.op == "const":
+                number = _number(node, path)
+                self._freeze(labels, f"the size {number} is written as a number in the forward", node)
+                continue
+            form = affine(size)
+            if form is None:
+                continue  # checked by a run of the changed model on fake tensors
+            constant, leaves = form
+            scale = int(np.lcm.reduce([constant.denominator, *(c.denominator for c in leaves.values())]))
+            parts, rest = [(labels, scale)], int(constant * scale)
+            attributes = []
+            for leaf, c in leaves.items():
+                if leaf.op == "attr":
+                    attributes.append((leaf, int(c * scale)))
+                    continue
+                other = self._dim_labels(leaf, unit_of)
+                if isinstance(other, int):
+                    rest += int(c * scale) * other
+                elif other is not None:
+                    parts.append((other, -int(c * scale)))
+            if not attributes:
+                links.append(Link(tuple(parts), rest, node, f"the forward computes it as {size}"))
+            elif len(attributes) == 1 and len(parts) == 1 and scale == 1:
+                uses.append(AttributeUse(attributes[0][0], attributes[0][1], rest, labels, node))
+        return links + _same_attribute(uses), uses
+
+    def _dim_labels(self, leaf: Size, unit_of: np.ndarray) -> np.ndarray | int | None:
+        """Labels whose number is the size of a dim of a value; an int if it is fixed; None if it is neither."""
+        name, dim = leaf.args
+        if name in self.flow.trace.params:
+            extent = self.flow.sources.get((name, dim))
+            return self.flow.trace.params[name].shape[dim] if extent is None or extent.per_row else extent.labels
+        value = self.flow.values.get(name)
+        if not isinstance(value, Labels):
+            return None
+        f = value.factor(dim)
+        if f is None:
+            return value.shape[dim]
+        labels, units, dims = f.labels, unit_of[f.labels], list(f.dims)
+        for axis in reversed(range(units.ndim)):
+            if units.ndim > 1 and (units == units.take([0], axis=axis)).all():
+                labels, units = labels.take(0, axis=axis), units.take(0, axis=axis)
+                if dims.pop(axis) == dim:
+                    return value.shape[dim]
+        return labels if units.ndim == 1 else None
+
+    def _equals(self, unit_of: np.ndarray) -> list[Link]:
+        return [
+            Link(((e.parts[0], 1), (part, -1)), 0, e.node, e.why) for e in self.facts.equals for part in e.parts[1:]
+        ]
+
+
+def _same_attribute(uses: Sequence[AttributeUse]) -> list[Link]:
+    """One attribute gives one number, wherever it is used."""
+    links = []
+    first: dict[Size, AttributeUse] = {}
+    for use in uses:
+        a = first.setdefault(use.attribute, use)
+        if a is not use:
+            parts = ((a.labels, use.factor), (use.labels, -a.factor))
+            constant = a.constant * use.factor - use.constant * a.factor
+            links.append(Link(parts, constant, use.node, f"{use.attribute} gives both sizes"))
+    return links
+
+
+def _trivial(link: Link, unit_of: np.ndarray) -> bool:
+    """A link that holds whatever is kept."""
+    total = np.zeros(int(unit_of.max()) + 1, dtype=np.int64)
+    for labels, c in link.parts:
+        total += c * np.bincount(unit_of[labels.reshape(-1)], minlength=len(total))
+    return not total[1:].any() and int(total[0]) == link.constant
+
+
+def affine(size: Size) -> tuple[Fraction, dict[Size, Fraction]] | None:
+    """A size as constant + sum of coefficient * leaf, or None if it is not affine. // is taken to leave no remainder."""
+    match size.op:
+        case "const":
+            return Fraction(size.args[0]), {}
+        case "attr" | "size":
+            return Fraction(0), {size: Fraction(1)}
+    left, right = (affine(a) for a in size.args)
+    if left is None or right is None:
+        return None
+    (a, xs), (b, ys) = left, right
+    if size.op in "+-":
+        sign = 1 if size.op == "+" else -1
+        return a + sign * b, {k: xs.get(k, Fraction(0)) + sign * ys.get(k, Fraction(0)) for k in {**xs, **ys}}
+    if size.op == "*" and not (xs and ys):
+        k, c, terms = (b, a, xs) if not ys else (a, b, ys)
+        return c * k, {t: v * k for t, v in terms.items()}
+    if size.op == "//" and not ys and b:
+        return a / b, {t: v / b for t, v in xs.items()}
+    return None
+
+
+def _is_number(node: Node, path: Path) -> bool:
+    size = node.sizes.get(path)
+    return size is None or size.op == "const"
+
+
+def _number(node: Node, path: Path) -> Any:
+    value: Any = node.args.get(path[0])
+    for k in path[1:]:
+        value = value[k]
+    return value
+
+
+def _reason(why: str, node: Node | None) -> str:
+    if node is None or not node.name or node.name == "output":
+        return why
+    return f"{why}: {node.at()}"
+
+
+def _freeze_at(labels: np.ndarray, node: Node) -> Freeze:
+    return Freeze(labels, node, "it meets a fixed position there")
+
+
+def couple(trace: Trace, keep: Mapping[tuple[str, Any], str] | None = None) -> Coupling:
+    """Run the rules over a trace and draw the conclusions.
+
+    `keep` freezes further parameter dims, with reasons (what the caller asked to leave alone).
+    """
+    flow = Flow(trace)
+    flow.run(apply_rule)
+    kept = [(flow.sources[k].labels.reshape(-1), why) for k, why in (keep or {}).items() if k in flow.sources]
+    unit_of, frozen, reasons, links, rows, uses = _Analysis(flow, kept).solve()
+    group_of, groups = _groups(flow, unit_of, frozen, reasons)
+    return Coupling(
+        trace, flow.facts, flow.values, flow.sources, frozenset(flow.produced), unit_of, frozen, reasons,
+        tuple(links), tuple(rows), tuple(uses), group_of, groups,
+    )
+
+
+def _groups(
+    flow: Flow, unit_of: np.ndarray, frozen: np.ndarray, reasons: Mapping[int, str]
+) -> tuple[np.ndarray, tuple[Group, ...]]:
+    """Coupled groups: units that some layer makes side by side belong together."""
+    units = {k: np.unique(unit_of[e.labels]) for k, e in flow.sources.items()}
+    chains = [(u[:-1], u[1:]) for k, u in units.items() if k in flow.produced and len(u) > 1]
+    root = components(len(frozen), chains)
+    root[FIXED] = -1
+    made = {int(r) for k, u in units.items() if k in flow.produced for r in np.unique(root[u])}
+    names = [int(r) for r in np.unique(root) if r > FIXED and int(r) in made]
+    number = {r: i for i, r in enumerate(names)}
+    group_of = np.array([number.get(int(r), -1) for r in root])
+    sources: list[list[Any]] = [[] for _ in names]
+    dims: list[list[Any]] = [[] for _ in names]
+    for key, u in units.items():
+        p = flow.trace.params.get(key[0])
+        shown = key if p is None else (p.name, key[1])
+        for g in np.unique(group_of[u]):
+            if g >= 0:
+                dims[g].append(shown)
+                if key in flow.produced:
+                    sources[g].append(shown)
+    origins: list[dict[str, None]] = [{} for _ in names]
+    for m in flow.facts.merges:
+        inside = m.a.reshape(-1)[:1]
+        g = int(group_of[unit_of[inside[0]]]) if len(inside) else -1
+        if g >= 0 and len(sources[g]) > 1 and m.node.op not in _TAKES_OVER:
+            origins[g].setdefault(m.node.at())
+    out = []
+    for i, _r in enumerate(names):
+        member = np.flatnonzero(group_of == i)
+        why = reasons[int(member[0])] if frozen[member].all() else ""
+        out.append(Group(i, len(member), tuple(sources[i]), tuple(dims[i]), tuple(origins[i]), why))
+    return group_of, tuple(out)
+
+
+# Merges at these nodes tie a layer's input dim to the units that come in: every group has them.
+_TAKES_OVER = {"linear", "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "prelu", "group_norm", "instance_norm"}

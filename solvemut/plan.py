@@ -1,0 +1,169 @@
+"""Plan: what will be changed, with its certificate. Printable, saved as JSON, checked before it is applied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+
+from .errors import PlanMismatchError
+from .report import short, table
+
+if TYPE_CHECKING:
+    from .graph import Graph
+
+FORMAT, VERSION = "solvemut-plan", 1
+Index = Union[list[int], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """A resource before and after the plan, and the budget it was given (None: no budget)."""
+
+    before: int
+    after: int
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    """A new value for an attribute of a module; `index` where the attribute is a list or tuple."""
+
+    module: str
+    name: str
+    index: int | None
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A solved mutation.
+
+    `indices` maps a parameter or buffer and one of its dims to the old positions that stay, in their new order (-1: a
+    new slice); the input dim of a grouped convolution has one such list per group that stays. `shapes` maps every
+    parameter and buffer it touches to its shape before and after.
+    """
+
+    status: str
+    objective: float
+    bound: float
+    gap: float
+    seconds: float
+    solver: str
+    sizes: Mapping[str, tuple[int, int]]
+    indices: Mapping[str, Mapping[int, Index]]
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    costs: Mapping[str, PlanCost]
+    attributes: tuple[AttributeChange, ...] = ()
+    notes: tuple[str, ...] = ()
+    root: str = "model"
+    values: str = ""
+    example: str = ""
+    outputs: tuple[tuple[int, ...], ...] = ()
+    graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
+
+    def apply(self, model: Any, optimizer: Any = None) -> Any:
+        """Change `model` (a torch.nn.Module) and the state of `optimizer` in place, all or nothing; returns the model.
+
+        Raises PlanMismatchError, with nothing changed, if the plan was made for another model.
+        """
+        from .apply import apply_plan  # torch stays out of this file
+
+        return apply_plan(self, model, optimizer)
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        rows = [[name, a, b, f"{b / a:.0%}" if a else ""] for name, (a, b) in self.sizes.items()]
+        costs = [
+            [name, short(c.before), short(c.after), f"{c.after / c.before:.2%}" if c.before else "",
+             "" if c.budget is None else short(c.budget)]
+            for name, c in self.costs.items()
+        ]  # fmt: skip
+        attributes = [
+            [f"{a.module}.{a.name}".lstrip(".") + ("" if a.index is None else f"[{a.index}]"), a.before, a.after]
+            for a in self.attributes
+        ]
+        parts = [
+            f"{self.root}: {self.status}, value {self.objective:.6g} (bound {self.bound:.6g}, gap {self.gap:.2e}), "
+            f"{self.seconds:.2f} s with {self.solver}" + (f"; values: {self.values}" if self.values else ""),
+            table(["resource", "before", "after", "kept", "budget"], costs, right=[1, 2, 3, 4]),
+            table(["layer", "before", "after", "kept"], rows, right=[1, 2, 3]),
+        ]
+        if attributes:
+            parts.append(table(["attribute", "before", "after"], attributes, right=[1, 2]))
+        if self.notes:
+            parts.append("\n".join(["notes:", *(f"- {n}" for n in self.notes)]))
+        return "\n\n".join(parts)
+
+    # -- JSON --------------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "certificate": {k: getattr(self, k) for k in _CERTIFICATE},
+                "sizes": {k: list(v) for k, v in self.sizes.items()},
+                "indices": {k: {str(d): i for d, i in v.items()} for k, v in self.indices.items()},
+                "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
+                "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
+                "attributes": [[a.module, a.name, a.index, a.before, a.after] for a in self.attributes],
+                "notes": list(self.notes),
+                "root": self.root,
+                "values": self.values,
+                "example": self.example,
+                "outputs": [list(s) for s in self.outputs],
+            }
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file."""
+        Path(path).write_text(self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a file. Raises PlanMismatchError if it is no plan, or of a later version."""
+        return cls.from_json(Path(path).read_text())
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote."""
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise KeyError("format")
+            if data["version"] > VERSION:
+                raise PlanMismatchError(f"this plan has version {data['version']}, this solvemut reads up to {VERSION}")
+            return cls(
+                **{k: data["certificate"][k] for k in _CERTIFICATE},
+                sizes={k: (a, b) for k, (a, b) in data["sizes"].items()},
+                indices={k: {int(d): i for d, i in v.items()} for k, v in data["indices"].items()},
+                shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
+                costs={k: PlanCost(*v) for k, v in data["costs"].items()},
+                attributes=tuple(AttributeChange(*a) for a in data["attributes"]),
+                notes=tuple(data["notes"]),
+                root=data["root"],
+                values=data["values"],
+                example=data["example"],
+                outputs=tuple(tuple(s) for s in data["outputs"]),
+            )
+        except PlanMismatchError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise PlanMismatchError(f"this is no plan that solvemut saved: {type(e).__name__}: {e}") from e
+
+
+_CERTIFICATE = ("status", "objective", "bound", "gap", "seconds", "solver")
+
+
+def as_lists(index: np.ndarray) -> Index:
+    """An index array as plain lists."""
+    found: Index = index.tolist()
+    return found

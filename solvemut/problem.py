@@ -1,0 +1,137 @@
+"""Problem: a graph, what its units are worth, and what is asked of it; `solve` makes a Plan."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from .compile import Compiler
+from .constraints import Budget, Request, flat
+from .coupling import couple
+from .errors import RequestError, SolvemutError
+from .graph import Graph
+from .plan import AttributeChange, Plan, PlanCost, as_lists
+from .program import Solution
+from .progress import Reporter
+from .resize import Resized, resize
+from .trace import Size
+from .values import Metric, Values, magnitude, unit_values
+
+
+class Problem:
+    """State what a model must become, then `solve`.
+
+    >>> import torch, solvemut as sm
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> graph = sm.capture(model, torch.ones(1, 4))
+    >>> problem = sm.Problem(graph)
+    >>> problem.add(graph["0"].out == 5)
+    >>> problem.solve().sizes["0"]
+    (8, 5)
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.values: Values = None
+        self.requests: list[Request] = []
+        self.frozen = np.zeros(graph.coupling.n_units, dtype=bool)
+        self.multiple: int | None = None
+
+    def maximize(self, values: Values) -> None:
+        """What keeping each unit is worth: a metric of solvemut.values, a dict by vertex, or a callable of a vertex."""
+        self.values = values
+
+    def add(self, *requests: Any) -> None:
+        """Requests on sizes and costs: `graph["a"].out == 32`, `graph.flops <= 1e9`, lists of such."""
+        self.requests += flat(requests)
+
+    def keep(self, *patterns: str) -> None:
+        """Leave the outputs of these vertices (names, containers or globs) as they are."""
+        for pattern in patterns:
+            for v in self.graph.match(pattern):
+                self.frozen[v.units] = True
+
+    def round_to(self, k: int | None) -> None:
+        """Ask a multiple of k of every size that a layer makes; sizes below k stay."""
+        if k is not None and (isinstance(k, bool) or int(k) != k or k < 1):
+            raise RequestError(f"round_to={k!r}: give a positive int")
+        self.multiple = k
+
+    def solve(
+        self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0, progress: bool | None = None
+    ) -> Plan:  # fmt: skip
+        """The best plan found within `time_limit` seconds, proven to the relative `gap` asked for, or less if time is up.
+
+        Raises InfeasibleError with the smallest conflict, TimeLimitError if no plan was found in time.
+        """
+        start = time.perf_counter()
+        value = unit_values(self.values, self.graph.model, self.graph)
+        compiler = Compiler(self.graph.coupling, value, self.requests, self.multiple, self.frozen)
+        program = compiler.compile()
+        left = max(0.05 * time_limit, time_limit - (time.perf_counter() - start))
+        with Reporter(progress) as reporter:
+            solution = program.solve(time_limit=left, gap=gap, seed=seed, callback=reporter)
+        kept = compiler.decode(solution)
+        return self._plan(solution, kept, compiler, time.perf_counter() - start)
+
+    def _plan(self, solution: Solution, kept: np.ndarray, compiler: Compiler, seconds: float) -> Plan:
+        graph, trace = self.graph, self.graph.trace
+        resized = resize(graph.coupling, kept)
+        after = Graph(resized.trace, couple(resized.trace), graph.example, graph.model)
+        limits = {b.cost.name: float(b.limit) for b in self.requests if isinstance(b, Budget)}
+        costs = {n: PlanCost(c.now, after.costs[n].now, limits.get(n)) for n, c in graph.costs.items()}
+        self._check(solution, costs)
+        return Plan(
+            solution.status, float(solution.objective), float(solution.bound), float(solution.gap), seconds,
+            solution.solver,
+            {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
+            _indices(resized), _shapes(graph, resized), costs,
+            tuple(_attribute(a, trace.attributes[a], v) for a, v in resized.attributes.items()),
+            (*graph.notes, *compiler.notes.lines),
+            trace.root,
+            _values_name(self.values),
+            graph.example,
+            tuple(resized.trace.shape(o) for o in trace.outputs),
+            after,
+        )  # fmt: skip
+
+    def _check(self, solution: Solution, costs: dict[str, PlanCost]) -> None:
+        """What the program promised is what the resized model costs."""
+        for b in self.requests:
+            if isinstance(b, Budget) and (c := costs.get(b.cost.name)) is not None and c.after != solution.costs[str(b)]:
+                raise SolvemutError(
+                    f"{b.cost.name}: the program counted {solution.costs[str(b)]}, a recount gives {c.after}; "
+                    "please report this model"
+                )
+
+
+def _values_name(values: Values) -> str:
+    if values is None:
+        return magnitude().name
+    return values.name if isinstance(values, Metric) else "given by the caller"
+
+
+def _attribute(size: Size, before: int, after: int) -> AttributeChange:
+    module, name, index = size.args
+    return AttributeChange(module, name, index, before, after)
+
+
+def _indices(resized: Resized) -> dict[str, dict[int, Any]]:
+    out: dict[str, dict[int, Any]] = {}
+    for (value, dim), index in resized.index.items():
+        p = resized.trace.params[value]
+        for name in (p.name, *p.aliases):
+            out.setdefault(name, {})[dim] = as_lists(index)
+    return out
+
+
+def _shapes(graph: Graph, resized: Resized) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    out = {}
+    for value, p in graph.trace.params.items():
+        if p.kind != "constant":
+            for name in (p.name, *p.aliases):
+                out[name] = (p.shape, resized.trace.params[value].shape)
+    out.update({p.name: (p.shape, p.shape) for p in graph.trace.unused})
+    return out

@@ -1,0 +1,42 @@
+"""Tables as text, and numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> str:
+    """Rows under a header, columns aligned; the columns in `right` to the right.
+
+    >>> print(table(["layer", "width"], [["conv1", 64], ["fc", 10]], right=[1]))
+    layer  width
+    -----  -----
+    conv1     64
+    fc        10
+    """
+    cells = [[str(c) for c in row] for row in (header, *rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
+    cells.insert(1, ["-" * w for w in widths])
+    lines = []
+    for row in cells:
+        line = "  ".join(c.rjust(w) if k in right else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def short(n: float) -> str:
+    """A count with a unit.
+
+    >>> short(1234), short(25_557_032), short(12)
+    ('1.23 k', '25.56 M', '12')
+    """
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= scale:
+            return f"{n / scale:.2f} {unit}"
+    return f"{n:g}"
+
+
+def clipped(text: str, width: int = 70) -> str:
+    """At most `width` characters."""
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,297 @@
+"""Values: what keeping each unit is worth. A metric is a function that returns a `Metric`.
+
+A metric gives a number to every position of every parameter dim; `unit_values` adds them up over all that makes a unit
+(every coupled parameter slice) and normalises within coupled groups. Data-driven metrics run the model on batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import nn
+
+from .coupling import Coupling
+from .errors import ValuesError
+from .graph import Graph, Vertex
+from .labels import FIXED
+
+NORMALISE = ("mean", "max", "sum", "l2", None)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named way to value units: `score(model, graph)` gives one number per unit class."""
+
+    name: str
+    score: Callable[[nn.Module, Graph], np.ndarray]
+    normalize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalize not in NORMALISE:
+            raise ValuesError(f"normalize={self.normalize!r}: choose from {', '.join(map(repr, NORMALISE))}")
+
+
+Values = Union[Metric, Mapping[str, Any], Callable[[Vertex], Any], None]
+
+
+def magnitude(p: float = 2, normalize: str | None = "mean") -> Metric:
+    """The p-norm of every parameter slice that makes the unit, summed over the slices.
+
+    With normalize="mean" the mean over each coupled group is 1, so that layers compare whatever their scale. Following
+    Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710, extended to all coupled slices.
+    """
+    if not p > 0:
+        raise ValuesError(f"magnitude(p={p}): p is above 0")
+
+    def score(model: nn.Module, graph: Graph) -> np.ndarray:
+        return _over_slices(model, graph, lambda name, w: w.abs() ** p, lambda s: s ** (1 / p))
+
+    return Metric(f"magnitude(p={p:g})", score, normalize)
+
+
+def bn_scale(normalize: str | None = None) -> Metric:
+    """|weight| of the batch norms that a unit passes. Liu et al., Network Slimming, arXiv 1708.06519."""
+
+    def score(model: nn.Module, graph: Graph) -> np.ndarray:
+        norms = {f"{k}.weight" for k, m in model.named_modules() if isinstance(m, _NORMS)}
+        return _over_slices(model, graph, lambda name, w: w.abs() if name in norms else None, lambda s: s)
+
+    return Metric("bn_scale()", score, normalize)
+
+
+def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
+    """|sum of weight times gradient| over each slice, accumulated over batches: the first-order change of the loss.
+
+    `loss(model, batch)` returns a scalar. Molchanov et al., Importance Estimation for Neural Network Pruning,
+    arXiv 1906.10771.
+    """
+
+    def score(model: nn.Module, graph: Graph) -> np.ndarray:
+        total: Any = 0
+        tensors = dict(model.named_parameters())
+
+        def contribution(name: str, w: torch.Tensor) -> torch.Tensor | None:
+            grad = tensors[name].grad
+            return None if grad is None else w * grad
+
+        for _ in _gradients(model, batches, loss):
+            total = total + _over_slices(model, graph, contribution, np.abs)
+        return np.asarray(total)
+
+    return Metric("taylor(batches, loss)", score, normalize)
+
+
+def activation(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
+    """|mean of activation times gradient| of each unit at the layers that make it, averaged over examples and batches.
+
+    Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, arXiv 1611.06440. The
+    activation is the output of every module that makes the unit.
+    """
+
+    def score(model: nn.Module, graph: Graph) -> np.ndarray:
+        return _activation_scores(model, graph, batches, loss)
+
+    return Metric("activation(batches, loss)", score, normalize)
+
+
+def random(seed: int = 0) -> Metric:
+    """Independent uniform numbers in (0, 1)."""
+
+    def score(model: nn.Module, graph: Graph) -> np.ndarray:
+        return np.random.default_rng(seed).uniform(1e-6, 1.0, graph.coupling.n_units)
+
+    return Metric(f"random(seed={seed})", score)
+
+
+def constant(value: float = 1.0) -> Metric:
+    """The same for every unit."""
+
+    def score(model: nn.Module, graph: Graph) -> np.ndarray:
+        return np.full(graph.coupling.n_units, float(value))
+
+    return Metric(f"constant({value:g})", score)
+
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+# -- one number per unit -----------------------------------------------------------------------------------------------
+
+
+def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
+    """One finite number per unit class. Raises ValuesError, with the vertex, where there is none."""
+    if values is None:
+        values = magnitude()
+    if isinstance(values, Metric):
+        found = normalised(values.score(model, graph), graph.coupling, values.normalize)
+    elif isinstance(values, Mapping):
+        found = _from_vertices(graph, {graph[k].name: v for k, v in values.items()}, f"values of {len(values)} vertices")
+    elif callable(values):
+        found = _from_vertices(graph, {v.name: values(v) for v in graph.vertices if v.makes_units}, "values")
+    else:
+        raise ValuesError(f"values={values!r}: give a metric of solvemut.values, a dict by vertex, or a callable")
+    _check_finite(graph, found)
+    return found
+
+
+def normalised(value: np.ndarray, coupling: Coupling, how: str | None) -> np.ndarray:
+    """Divide by the mean (max, sum, l2 norm) over each coupled group; a group of zeros stays."""
+    if how is None:
+        return value
+    out = value.astype(float).copy()
+    for g in range(len(coupling.groups)):
+        member = coupling.group_of == g
+        v = value[member]
+        scale = {"mean": v.mean, "max": v.max, "sum": v.sum, "l2": lambda v=v: np.sqrt((v**2).sum())}[how]()
+        if scale > 0:
+            out[member] = v / scale
+    return out
+
+
+def _check_finite(graph: Graph, value: np.ndarray) -> None:
+    bad = ~np.isfinite(value)
+    bad[FIXED] = False
+    if bad.any():
+        c = int(np.flatnonzero(bad)[0])
+        raise ValuesError(
+            f"the value of a unit of {graph.name_of_unit(c)} is {value[c]} ({int(bad.sum())} units are not finite); "
+            "check the weights, or the loss and the batches"
+        )
+
+
+def _from_vertices(graph: Graph, given: Mapping[str, Any], what: str) -> np.ndarray:
+    """Values by vertex, added up over what is coupled; vertices left out count 1 per unit if they make units."""
+    total = np.zeros(graph.coupling.n_units)
+    for v in graph.vertices:
+        raw = given.get(v.name, 1.0 if v.makes_units else None)
+        if raw is None:
+            continue
+        array = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw, dtype=float)
+        if array.ndim > 1 or (array.ndim == 1 and len(array) != v.nout):
+            raise ValuesError(f"{v.name} has {v.nout} units, but its values have shape {array.shape}")
+        if not np.isfinite(array).all():
+            bad = array[~np.isfinite(array)][:3]
+            raise ValuesError(f"the values of {v.name} are not all finite: {bad}")
+        units = v.units
+        np.add.at(total, units, np.broadcast_to(array, units.shape))
+    return total
+
+
+def _over_slices(
+    model: nn.Module,
+    graph: Graph,
+    contribution: Callable[[str, torch.Tensor], torch.Tensor | None],
+    finish: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Sum over all parameter dims with units: `contribution` summed within a slice, then `finish`, per position."""
+    coupling = graph.coupling
+    total = np.zeros(coupling.n_units)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    for (value, dim), extent in coupling.sources.items():
+        p = coupling.trace.params.get(value)
+        if p is None or p.kind != "parameter":
+            continue
+        c = contribution(p.name, tensors[p.name].detach())
+        if c is None:
+            continue
+        units = coupling.units(extent)
+        if extent.per_row:  # [groups, inputs]: group g owns rows g of dim 0
+            g = units.shape[0]
+            c = c.reshape(g, c.shape[0] // g, *c.shape[1:]).movedim(2, 1).flatten(2).sum(2)
+        else:
+            c = c.movedim(dim, 0).reshape(units.size, -1).sum(1)
+        scores = finish(c.double().cpu().numpy())
+        np.add.at(total, units.reshape(-1), scores.reshape(-1))
+    return total
+
+
+@contextlib.contextmanager
+def _kept_gradients(model: nn.Module) -> Iterator[None]:
+    """Leave .grad, buffers, mode and the random state as they were."""
+    grads = [(p, p.grad) for p in model.parameters()]
+    needs = [(p, p.requires_grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    training = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        for p, _ in needs:
+            p.requires_grad_(p.is_floating_point())
+        with torch.random.fork_rng(), torch.enable_grad():
+            yield
+    finally:
+        for p, g in grads:
+            p.grad = g
+        for p, need in needs:
+            p.requires_grad_(need)
+        with torch.no_grad():
+            for b, saved in buffers:
+                b.copy_(saved)
+        for m, mode in training:
+            m.training = mode
+
+
+def _gradients(model: nn.Module, batches: Iterable[Any], loss: Callable[..., torch.Tensor]) -> Iterator[int]:
+    """Run the loss and its gradients batch by batch."""
+    n = 0
+    with _kept_gradients(model):
+        for n, batch in enumerate(batches, 1):
+            for p in model.parameters():
+                p.grad = None
+            found = loss(model, batch)
+            if not isinstance(found, torch.Tensor) or found.numel() != 1:
+                raise ValuesError("loss(model, batch) must return a scalar tensor")
+            if not torch.isfinite(found):
+                raise ValuesError(f"the loss on batch {n} is {float(found)}")
+            found.backward()
+            yield n
+    if n == 0:
+        raise ValuesError("the data iterator gave no batch: an iterator that was used up, or an empty loader?")
+
+
+def _activation_scores(
+    model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callable[..., torch.Tensor]
+) -> np.ndarray:
+    modules = dict(model.named_modules())
+    places: dict[str, tuple[np.ndarray, int]] = {}
+    for v in graph.vertices:
+        if v.makes_units and v.name in modules and v.axis is not None:
+            places[v.name] = (v.units, v.axis)
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor) and out.requires_grad:
+                out.retain_grad()
+                seen.setdefault(name, []).append(out)
+
+        return hook
+
+    total, n = np.zeros(graph.coupling.n_units), 0
+    try:
+        handles = [modules[name].register_forward_hook(record(name)) for name in places]
+        for n in _gradients(model, batches, loss):  # noqa: B007
+            for name, outs in seen.items():
+                units, axis = places[name]
+                for out in outs:
+                    if out.grad is not None:
+                        np.add.at(total, units, _taylor_of(out, axis))
+            seen.clear()
+    finally:
+        for h in handles:
+            h.remove()
+    return total / max(n, 1)
+
+
+def _taylor_of(out: torch.Tensor, axis: int) -> np.ndarray:
+    """Per unit: |mean over positions of activation * gradient|, averaged over the batch (dim 0, unless it is units)."""
+    assert out.grad is not None
+    c = (out.detach() * out.grad).movedim(axis, -1)
+    batch = c.shape[0] if c.ndim > 1 else 1
+    return c.reshape(batch, -1, c.shape[-1]).mean(1).abs().mean(0).double().cpu().numpy()
+
