@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import ProgramError, TimeLimitError
-from . import cpsat, enumeration
+from . import cpsat, enumeration, search as pricing
 from .engine import Answer, Request, relative_gap
 from .exact import Number, nearest
 from .model import Choice, Clock, Model, Row
 from .solution import Progress, Solution
 from .statement import Statement, total
 
-ENGINES: dict[str, Callable[[Request], Answer]] = {"cp-sat": cpsat.solve, "enumeration": enumeration.solve}
+ENGINES: dict[str, Callable[[Request], Answer]] = {"cp-sat": cpsat.solve, "enumeration": enumeration.solve, "price": pricing.solve}
 
 
 class Infeasible(Exception):
@@ -87,13 +87,16 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
     rows: list[Row] = list(options.extra)
     answers: list[Answer] = []
     start = _starts(statement, options)
+    solver = options.engine
     for stage in range(len(statement.values)):
         search.stage = stage
         search.known = Answer()
         model = statement.model(stage, rows=rows)
         if answers:
             start = [choice for choice in [answers[-1].choice] if choice is not None]
-        answer = _solve_stage(search, model, engine_of(_choose(model, options.engine)), start)
+        solver = _choose(model, options.engine)
+        answer = _solve_stage(search, model, engine_of(solver), start)
+        solver = answer.engine or solver
         if answer.infeasible and not answers:
             raise Infeasible(options.engine, clock)
         if answer.choice is None:
@@ -103,14 +106,14 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
             )
         answers.append(answer)
         rows.append(replace(statement.objective(stage), lower=answer.value))
-    return _solution(statement, options, answers, clock)
+    return _solution(statement, options, answers, clock, solver)
 
 
 def _choose(model: Model, engine: str) -> str:
     """The engine for a model, where the user leaves it to us."""
     if engine != "auto":
         return engine
-    return "enumeration" if enumeration.fits(model.combinations) else "cp-sat"
+    return "enumeration" if enumeration.fits(model.combinations) else "price"
 
 
 def _starts(statement: Statement, options: Options) -> list[Choice]:
@@ -144,7 +147,9 @@ def _solve_stage(
     return answer
 
 
-def _solution(statement: Statement, options: Options, answers: list[Answer], clock: Clock) -> Solution:
+def _solution(
+    statement: Statement, options: Options, answers: list[Answer], clock: Clock, solver: str
+) -> Solution:
     choice = answers[-1].choice
     assert choice is not None
     signs = [1 if sense == "max" else -1 for sense in statement.senses]
@@ -166,7 +171,7 @@ def _solution(statement: Statement, options: Options, answers: list[Answer], clo
         gaps=tuple(map(nearest, gaps)),
         costs={name: statement.cost_row(name).at(choice) for name in {**statement.costs, **statement.budgets}},
         seconds=clock.seconds,
-        solver="cp-sat",
+        solver=solver,
         statement=statement,
         choice=choice,
         exact_objectives=objectives,

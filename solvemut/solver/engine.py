@@ -34,6 +34,7 @@ class Request:
     hint: Choice | None = None
     feasibility: bool = False  # any feasible choice will do
     on_choice: Callable[[Choice, Number], None] = lambda choice, value: None
+    on_bound: Callable[[Number], None] = lambda bound: None
     tick: Callable[[], None] = lambda: None
 
     def close_enough(self, value: Number | None, bound: Number | None) -> bool:
@@ -50,6 +51,7 @@ class Answer:
     bound: Number | None = None
     infeasible: bool = False
     finished: bool = False
+    engine: str = ""  # what brought the answer, where that is not the engine asked
     notes: list[str] = field(default_factory=list)
 
     def offer(self, request: Request, choice: Sequence[int]) -> bool:

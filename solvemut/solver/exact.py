@@ -92,7 +92,19 @@ def _normal(found: np.ndarray) -> np.ndarray:
         exact[index] = number(entry)
     if all(isinstance(entry, int) and abs(entry) < 2**62 for entry in exact.flat):
         return exact.astype(np.int64)
+    if all(isinstance(entry, int) or _is_float(entry) for entry in exact.flat) and not any(
+        isinstance(entry, int) and abs(entry) > _EXACT_FLOAT for entry in exact.flat
+    ):
+        return np.array([float(entry) for entry in exact.flat], dtype=np.float64).reshape(exact.shape)
     return exact
+
+
+def _is_float(value: Number) -> bool:
+    """Whether a float spells exactly this number."""
+    try:
+        return Fraction(float(value)) == value
+    except OverflowError:
+        return False
 
 
 class RankOne:

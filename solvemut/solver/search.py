@@ -1,0 +1,294 @@
+"""The pricing engine: bound, incumbent, levels removed by bound, a search along the bound, and an exact finish.
+
+Each round works on what is left of the model: price the limits until the bound stands; search along the bound for
+better choices; drop every level whose forced bound is below the incumbent; begin again on the smaller model, or, when
+the search came through complete, stop: the incumbent is optimal. What remains undecided goes to CP-SAT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import numpy as np
+
+from . import beam, cpsat, enumeration
+from .compact import Compact, compact
+from .elimination import Plan, plan
+from .engine import Answer, Request, settled
+from .exact import Number, simplify
+from .integral import integral
+from .model import Choice, Model, Row, Term
+from .price import Priced, Prices, priced
+from .view import Coordinate, View, view
+
+WIDTHS = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
+ROUNDS = 60  # of the multipliers, at most
+MOST_GUIDED = 8  # limits that get guides of their own
+FINISH_LEVELS = 600  # levels left up to which CP-SAT is asked to finish
+
+Key = tuple[int, float]
+
+
+def solve(request: Request) -> Answer:
+    """Solve a model by prices, search and removal."""
+    return _Search(request).run()
+
+
+@dataclass
+class _Search:
+    request: Request
+    answer: Answer = field(default_factory=Answer)
+    multipliers: dict[Key, float] = field(default_factory=dict)  # in the user's units
+    removed: Number | None = None  # no choice dropped so far is worth more
+    tried: int = 0  # widths tried since the model last shrank
+
+    def run(self) -> Answer:
+        model = self.request.model
+        if self.request.hint is not None:
+            self.answer.offer(self.request, self.request.hint)
+        while True:
+            reduced = compact(model)
+            done = settled(reduced)
+            if done is None and enumeration.fits(reduced.model.combinations):
+                done = enumeration.solve(replace(self.request, model=model))
+            if done is not None:
+                return self._close(done)
+            smaller = _Round(self, reduced).run()
+            if smaller is None:
+                return self.answer
+            model = smaller
+
+    # -- the certificate ---------------------------------------------------------------------------------------------
+
+    @property
+    def threshold(self) -> Number | None:
+        """Only choices worth more than this are still of interest."""
+        if self.answer.value is None:
+            return None
+        if not self.request.gap:
+            return self.answer.value
+        return simplify(self.answer.value + Fraction(self.request.gap) * abs(Fraction(self.answer.value)))
+
+    def drop(self) -> None:
+        """Note that choices worth no more than the threshold are about to be dropped."""
+        threshold = self.threshold
+        if threshold is not None and (self.removed is None or threshold > self.removed):
+            self.removed = threshold
+
+    def limit(self, bound: Number) -> None:
+        """A bound on what is left bounds everything, together with what was dropped."""
+        bounds = [b for b in (bound, self.removed, self.answer.value) if b is not None]
+        self.answer.limit(max(bounds))
+        self.request.on_bound(self.answer.bound if self.answer.bound is not None else bound)
+
+    @property
+    def proven(self) -> bool:
+        return self.request.close_enough(self.answer.value, self.answer.bound)
+
+    def _close(self, done: Answer) -> Answer:
+        """Take over an exact answer on what was left."""
+        if done.choice is not None:
+            self.answer.offer(self.request, done.choice)
+        if done.infeasible:
+            return self.complete()
+        if done.bound is not None:
+            self.limit(done.bound)
+        self.answer.finished = done.finished
+        return self.answer
+
+    def complete(self) -> Answer:
+        """Nothing of interest is left beyond the incumbent."""
+        self.answer.finished = True
+        if self.answer.value is None:
+            self.answer.infeasible = True
+        else:
+            self.limit(self.answer.value)
+        return self.answer
+
+
+class _Round:
+    """One round on what is left of the model."""
+
+    def __init__(self, search: _Search, reduced: Compact) -> None:
+        self.search, self.reduced, self.request = search, reduced, search.request
+        self.model = reduced.model.with_rows(*idle_rows(reduced.model))
+        self.view: View = view(self.model)
+        self.plan: Plan = plan(self.view)
+
+    def run(self) -> Model | None:
+        """The smaller model to go on with; None when the answer stands."""
+        best = self._price()
+        if best is None:
+            return None
+        while True:
+            domains = self._removed(best)
+            if domains is None:
+                self.search.complete()
+                return None
+            before, after = sum(self.view.sizes), sum(len(domain) for domain in domains)
+            if after < 0.8 * before and after < before - 8:
+                return self._smaller(domains)
+            if self._search(best) or self.search.proven or self.request.clock.over:
+                return None
+            if self.search.tried >= len(WIDTHS):
+                return self._finish(domains)
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _price(self) -> Priced | None:
+        """Minimise the bound; None where that settles the matter."""
+        prices = Prices(self.plan, self._offer, lambda: self.request.clock.over)
+        start = np.array([
+            self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates
+        ])  # fmt: skip
+        floor = -1.1 * float(self.view.magnitude[0]) - 1.0
+        best = prices.minimise(start, ROUNDS, 1e-8, floor)
+        if best.bound < floor and self._priced_out(best):
+            self.search.complete()
+            return None
+        self.search.limit(self.view.outside(best.bound))
+        for c, multiplier in zip(self.view.coordinates, best.multipliers, strict=True):
+            self.search.multipliers[c.source, c.sign] = float(multiplier) * c.unit
+        if self.search.proven or self.request.clock.over:
+            self.search.answer.finished = self.search.proven
+            return None
+        return best
+
+    def _priced_out(self, best: Priced) -> bool:
+        """A bound below what any choice is worth: nothing is left that keeps the limits."""
+        return best.bound < -float(self.view.magnitude[0]) * (1 + 1e-9)
+
+    def _offer(self, choice: np.ndarray) -> bool:
+        return self.search.answer.offer(self.request, self.reduced.decode([int(k) for k in choice]))
+
+    def _threshold(self) -> float:
+        """The threshold in the view's unit, rounded down."""
+        threshold = self.search.threshold
+        if threshold is None:
+            return -np.inf
+        found = self.view.inside(threshold)
+        return found - abs(found) * 2.0**-50 - 1e-300
+
+    def _removed(self, best: Priced) -> list[np.ndarray] | None:
+        """The levels whose forced bound is above the threshold; None if some variable has none left."""
+        threshold = self._threshold()
+        if threshold == -np.inf:
+            return [np.arange(size) for size in self.view.sizes]
+        self.search.drop()
+        domains = []
+        for marginal in best.sweep.max_marginals():
+            left = np.flatnonzero(marginal + best.offset + 2 * best.margin >= threshold)
+            if not len(left):
+                return None
+            domains.append(left)
+        return domains
+
+    def _smaller(self, domains: list[np.ndarray]) -> Model:
+        self.search.tried = 0
+        full = list(self.reduced.domains)
+        for variable, left in zip(self.reduced.kept, domains, strict=True):
+            full[variable] = full[variable][left]
+        return self.request.model.restricted(full)
+
+    def _search(self, best: Priced) -> bool:
+        """Search along the bound, wider than the last time; True if it settled the matter."""
+        width = WIDTHS[self.search.tried]
+        self.search.tried += 1
+        guides, compare = self._guides(best)
+        self.search.drop()
+        found = beam.search(guides, self._threshold(), width, lambda: self.request.clock.over, compare)
+        self._offer_best(found.choices)
+        if found.dropped == -np.inf:
+            self.search.complete()
+            return True
+        self.search.limit(self.view.outside(found.dropped))
+        return False
+
+    def _offer_best(self, choices: np.ndarray) -> None:
+        """Exact checks of complete choices, best first, until none left can be better."""
+        if not len(choices):
+            return
+        values = self.view.totals(choices)[:, 0]
+        margin = float(self.view.magnitude[0]) * 2.0**-52 * (self.view.terms + 4) * 2
+        for i in np.argsort(-values, kind="stable"):
+            value = self.search.answer.value
+            if value is not None and values[i] + margin <= self.view.inside(value):
+                break
+            self._offer(choices[i])
+
+    def _guides(self, best: Priced) -> tuple[list[Priced], beam.Compare | None]:
+        """The bound itself, the bound at nearby prices, and each limit alone."""
+        coordinates = self.view.coordinates
+        guides = [best]
+        guided = range(min(len(coordinates), MOST_GUIDED))
+        for d in guided:
+            for factor in (0.97, 1.03):
+                moved = best.multipliers.copy()
+                moved[d] *= factor
+                if moved[d]:
+                    guides.append(priced(self.plan, moved))
+        alone: list[int] = []
+        both: list[int] = []
+        for d in guided:
+            for sign in (1.0, -1.0) if coordinates[d].free else (1.0,):
+                unit = np.zeros(len(coordinates))
+                unit[d] = sign
+                if sign > 0:
+                    alone.append(len(guides))
+                    both += [len(guides)] if coordinates[d].free else []
+                guides.append(priced(self.plan, unit, 0.0))
+        if len(coordinates) > MOST_GUIDED or not coordinates:
+            return guides, None
+        bare = priced(self.plan, np.zeros(len(coordinates)))
+        margins = [self._rounding(0, bare), *(self._rounding(coordinates[d].row, guides[alone[d]]) for d in guided)]
+        margins += [margins[1 + alone.index(g)] for g in both]
+        guides.append(bare)
+        return guides, beam.Compare(len(guides) - 1, alone, both, np.array(margins))
+
+    def _rounding(self, row: int, guide: Priced) -> float:
+        """How far apart equal sums of a row may come out in floats: 0 where every partial sum is exact."""
+        source = self._row_of(row)
+        found = integral(source, self.view.sizes)
+        unit = found.scale
+        exact = unit.denominator & (unit.denominator - 1) == 0 and found.peak * unit.numerator < 1 << 50
+        return 0.0 if exact and self.plan.exact else 4 * guide.margin
+
+    def _row_of(self, row: int) -> Row:
+        if row == 0:
+            return self.model.objective
+        return self.model.rows[self._coordinate(row).source]
+
+    def _coordinate(self, row: int) -> Coordinate:
+        return next(c for c in self.view.coordinates if c.row == row)
+
+    def _finish(self, domains: list[np.ndarray]) -> Model | None:
+        """CP-SAT on what is left, the incumbent as its hint."""
+        model = self._smaller(domains)
+        hint: Choice | None = self.search.answer.choice
+        done = cpsat.solve(replace(self.request, model=model, hint=hint))
+        self.search.answer.engine = "price + cp-sat"
+        self.search._close(done)
+        return None
+
+
+def idle_rows(model: Model) -> list[Row]:
+    """Where all that a variable does hangs on one switch, keep it at its first level while the switch is off.
+
+    Its levels are alike there, so nothing is lost, and the search need not tell them apart.
+    """
+    switches: dict[int, set[int | None]] = {}
+    for row in (model.objective, *model.rows):
+        for term in row.terms:
+            for v in term.scope:
+                switches.setdefault(v, set()).add(term.when)
+            if term.when is not None:
+                switches.setdefault(term.when, set()).add(None)
+    found = []
+    for v, by in switches.items():
+        switch = next(iter(by))
+        if len(by) == 1 and switch is not None:
+            table = np.zeros((len(model.domains[v]), 2), dtype=np.int64)
+            table[1:, 0] = 1
+            found.append(Row("idle", (Term((v, switch), table),), 0, None, 0))
+    return found
