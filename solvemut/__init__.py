@@ -1,10 +1,37 @@
-"""solvemut: change the architecture of PyTorch models by integer programming."""
+"""solvemut: change the architecture of PyTorch models by integer programming.
 
-from . import errors, values
-from .graph import Graph, Vertex
-from .mutator import Mutator, capture, prune
-from .plan import Plan
-from .problem import Problem
+Names are loaded when first used, so that `solvemut.program` and the analysis can be used without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors, values
+    from .apply import Plan
+    from .graph import Graph, Vertex
+    from .mutator import Mutator, capture, prune
+    from .problem import Problem
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Graph": "graph", "Vertex": "graph", "Mutator": "mutator", "Plan": "apply", "Problem": "problem",
+    "capture": "mutator", "prune": "mutator",
+}  # fmt: skip
+_MODULES = ("errors", "program", "values")
 __all__ = ["Graph", "Mutator", "Plan", "Problem", "Vertex", "capture", "errors", "prune", "values"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,12 +17,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from .errors import PlanMismatchError, SolvemutError
-from .plan import AttributeChange, Index, Plan
+from .plan import AttributeChange, Index, PlanRecord
 
 Undo = list[Callable[[], None]]
 
 
-def apply_plan(plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+class Plan(PlanRecord):
+    """A solved mutation, printable, saved as JSON, and applied in place."""
+
+    def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+        """Change `model` and the state of `optimizer` in place, all or nothing; returns the model.
+
+        Raises PlanMismatchError, with nothing changed, if the plan was made for another model.
+        """
+        return apply_plan(self, model, optimizer)
+
+
+def apply_plan(plan: PlanRecord, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
     """See `Plan.apply`."""
     tensors = _tensors(model)
     _check_model(plan, model, tensors)
@@ -51,7 +62,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return out
 
 
-def _check_model(plan: Plan, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     wrong = []
     for name, (before, _) in plan.shapes.items():
         found = tensors.get(name)
@@ -81,7 +92,7 @@ def _rows(index: Index) -> list[list[int]]:
 
 
 def _check_optimizer(
-    plan: Plan, model: nn.Module, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
+    plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
 ) -> None:
     """Every state tensor must have its parameter's shape (or 1 in some dims), or be a scalar."""
     if optimizer is None:
@@ -135,7 +146,7 @@ def _select_rows(x: torch.Tensor, d: int, index: list[list[int]]) -> torch.Tenso
 
 
 def _build(
-    plan: Plan, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
+    plan: PlanRecord, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
 ) -> list[Callable[[Undo], None]]:
     """One step per tensor to swap; all new tensors exist before the first step runs."""
     steps: list[Callable[[Undo], None]] = []
@@ -153,7 +164,9 @@ def _build(
         steps.append(_swap(tensor, new, grad))
         if optimizer is not None and tensor in optimizer.state:
             state = optimizer.state[tensor]
-            moved = {k: select(s, dims) for k, s in state.items() if isinstance(s, torch.Tensor) and _has_dims(s, before)}
+            moved = {
+                k: select(s, dims) for k, s in state.items() if isinstance(s, torch.Tensor) and _has_dims(s, before)
+            }
             steps.append(_swap_state(state, moved))
     return steps
 
@@ -205,7 +218,7 @@ def _swap_state(state: dict[str, Any], moved: dict[str, torch.Tensor]) -> Callab
 # -- attributes --------------------------------------------------------------------------------------------------------
 
 
-def _set_attributes(plan: Plan, model: nn.Module, undo: Undo) -> None:
+def _set_attributes(plan: PlanRecord, model: nn.Module, undo: Undo) -> None:
     for change in plan.attributes:
         _set_attribute(model, change, undo)
     for module in model.modules():
@@ -276,15 +289,14 @@ ATTRIBUTES: list[tuple[Any, Callable[[Any], dict[str, Any]]]] = [
 # -- a run on fake tensors ---------------------------------------------------------------------------------------------
 
 
-def _verify(plan: Plan, model: nn.Module) -> None:
+def _verify(plan: PlanRecord, model: nn.Module) -> None:
     """Run the changed model on fake tensors and compare the shapes of its outputs with those the plan foretells."""
     if not plan.example:
         return
     spec = json.loads(plan.example)
     training = [(m, m.training) for m in model.modules()]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t) if not isinstance(t, nn.Parameter) else mode.from_tensor(t.detach())
-                for k, t in _tensors(model).items()}  # fmt: skip
+        fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in _tensors(model).items()}
         device = next((t.device for t in fake.values()), torch.device("cpu"))
         leaves = [_leaf(x, device) for x in spec["leaves"]]
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(spec["tree"]))

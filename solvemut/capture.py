@@ -1,7 +1,7 @@
 """Capture: any exportable nn.Module with example inputs becomes a `Trace`.
 
-torch.export (non-strict) runs the forward on fake tensors and keeps composite operations whole; `provenance` notes where
-sizes come from. The user's module is only read: mode, attributes and the random state are as they were afterwards.
+torch.export (non-strict) runs the forward on fake tensors and keeps composite operations whole; `provenance` notes
+where sizes come from. The user's module is only read: mode, attributes and random state are as they were afterwards.
 """
 
 from __future__ import annotations
@@ -102,17 +102,18 @@ class _Reader:
         read = {r for node in nodes for r in node.refs()} | set(outputs)
         used = {k: p for k, p in params.items() if k in read}
         seen = {a for p in used.values() for a in (p.name, *p.aliases)}
-        unused = tuple(
-            Param(k, tuple(p.shape)) for k, p in self.model.named_parameters() if k not in seen
-        )
+        unused = tuple(Param(k, tuple(p.shape)) for k, p in self.model.named_parameters() if k not in seen)
         mutated = set(self.signature.buffers_to_mutate) | set(self.signature.user_inputs_to_mutate)
         outputs = [o for o in outputs if o not in mutated]
         root = type(self.model).__name__
-        attributes = {leaf: self._attribute(leaf) for n in nodes for s in n.sizes.values() for leaf in s.leaves()
-                      if leaf.op == "attr"}
-        return Trace(
-            used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes
-        ).validate()
+        attributes = {
+            leaf: self._attribute(leaf)
+            for n in nodes
+            for s in n.sizes.values()
+            for leaf in s.leaves()
+            if leaf.op == "attr"
+        }
+        return Trace(used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes).validate()
 
     def _attribute(self, leaf: Size) -> int:
         module, name, index = leaf.args
@@ -152,8 +153,9 @@ class _Reader:
         module, source = _place(n)
         tags = getattr(n.target, "tags", ())
         pointwise = torch.Tag.pointwise in tags
-        return Node(n.name, _op_name(n.target), args, shapes or ((),), is_list, pointwise, module, source,
-                    self._sizes(n, args))
+        return Node(
+            n.name, _op_name(n.target), args, shapes or ((),), is_list, pointwise, module, source, self._sizes(n, args)
+        )
 
     def _argument(self, a: Any) -> Any:
         if isinstance(a, torch.fx.Node):

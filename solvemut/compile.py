@@ -200,7 +200,11 @@ class Compiler:
         for cluster in clusters:
             members = [found[i] for i in sorted(cluster)]
             free = [(u, same) for u, same in members if not self.frozen[u].all()]
-            if free and all(self._is_uniform(u, block_of, uses) for u, _ in free) and len({len(u) for u, _ in free}) == 1:
+            if (
+                free
+                and all(self._is_uniform(u, block_of, uses) for u, _ in free)
+                and len({len(u) for u, _ in free}) == 1
+            ):
                 whole = len(free) == len(members)
                 good.append(([u for u, _ in free], whole and all(r.removable for _, same in free for r in same)))
             else:
@@ -231,7 +235,9 @@ class Compiler:
             levels = np.unique(np.concatenate([
                 _grid([kept, *[np.array([n]) for n in sizes]]), _grid([np.array([rows]), *per_row])
             ]), axis=0)  # fmt: skip
-            self.notes.lines.append(f"{rows} groups of {sizes}: either whole groups go, or units of each group, not both")
+            self.notes.lines.append(
+                f"{rows} groups of {sizes}: either whole groups go, or units of each group, not both"
+            )
         else:
             for units, n in zip(families, per_row, strict=True):
                 self._add(Block((units,), _grid([np.array([rows]), n])))
@@ -325,8 +331,9 @@ class Compiler:
             return False
         first, second = self.choices[a], self.choices[b]
         index = np.array(pairs)
-        merged = Choice(first.blocks + second.blocks,
-                        np.concatenate([first.picks[index[:, 0]], second.picks[index[:, 1]]], axis=1))
+        merged = Choice(
+            first.blocks + second.blocks, np.concatenate([first.picks[index[:, 0]], second.picks[index[:, 1]]], axis=1)
+        )
         self.choices = [c for k, c in enumerate(self.choices) if k not in (a, b)] + [merged]
         self.choice_of = {id(block): k for k, c in enumerate(self.choices) for block in c.blocks}
         return True
@@ -516,7 +523,9 @@ class Compiler:
                     merged = (i, j, self._times(ci, vi, cj, vj))
                     break
             if merged is None:
-                raise RequestError(f"the cost of {m.vertex} is a product of {len(factors)} sizes that change apart; keep one")
+                raise RequestError(
+                    f"the cost of {m.vertex} is a product of {len(factors)} sizes that change apart; keep one"
+                )
             i, j, product = merged
             factors = [f for k, f in enumerate(factors) if k not in (i, j)] + [product]
         return factors

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Integral, Real
-from typing import Any, Union
+from typing import Any
 
 from .errors import RequestError
 from .flow import Extent
@@ -156,9 +156,10 @@ class Cost:
         return sum(m.now for m in self.monomials)
 
     def __le__(self, limit: Any) -> Budget:
-        if not isinstance(limit, Real) or limit != limit:
-            raise RequestError(f"{self.name} <= {limit!r}: a budget is a number")
-        return Budget(self, Fraction(limit))
+        try:
+            return Budget(self, Fraction(limit))
+        except (TypeError, ValueError, OverflowError) as e:
+            raise RequestError(f"{self.name} <= {limit!r}: a budget is a finite number") from e
 
     def __str__(self) -> str:
         return self.name
@@ -179,13 +180,13 @@ class Budget:
         return f"{self.cost.name} <= {limit}"
 
 
-Request = Union[Relation, Multiple, Budget]
+Request = Relation | Multiple | Budget
 
 
 def budget_of(cost: Cost, limit: float) -> Budget:
     """A budget as `prune` takes it: a number in (0, 1] is a fraction of the present cost, a larger one is absolute."""
     if isinstance(limit, bool) or not isinstance(limit, Real) or not limit > 0:
-        raise RequestError(f"{cost.name}={limit!r}: a budget is a fraction in (0, 1] of the present, or a number above 1")
+        raise RequestError(f"{cost.name}={limit!r}: a budget is a fraction in (0, 1], or an absolute number above 1")
     return cost <= (Fraction(limit) * cost.now if limit <= 1 else Fraction(limit))
 
 

@@ -46,8 +46,7 @@ def flops(coupling: Coupling) -> Cost:
     return Cost(
         "flops",
         tuple(
-            monomial(coupling, 2 * w.coefficient, w.extents, w.node.module or w.node.name)
-            for w in coupling.facts.works
+            monomial(coupling, 2 * w.coefficient, w.extents, w.node.module or w.node.name) for w in coupling.facts.works
         ),
     )
 

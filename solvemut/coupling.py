@@ -136,7 +136,9 @@ class _Analysis:
     def __init__(self, flow: Flow, keep: Iterable[tuple[np.ndarray, str]]) -> None:
         self.flow, self.facts = flow, flow.facts
         self.edges = [self._split_fixed(m.a, m.b, m.node) for m in flow.facts.merges]
-        self.frozen_labels: list[tuple[np.ndarray, str]] = [(f.labels, _reason(f.why, f.node)) for f in self.facts.freezes]
+        self.frozen_labels: list[tuple[np.ndarray, str]] = [
+            (f.labels, _reason(f.why, f.node)) for f in self.facts.freezes
+        ]
         self.frozen_labels += list(keep)
         self.done: set[int] = set()
 
@@ -294,7 +296,7 @@ def _trivial(link: Link, unit_of: np.ndarray) -> bool:
 
 
 def affine(size: Size) -> tuple[Fraction, dict[Size, Fraction]] | None:
-    """A size as constant + sum of coefficient * leaf, or None if it is not affine. // is taken to leave no remainder."""
+    """A size as constant + sum of coefficient * leaf; None if it is not affine. // is taken to leave no remainder."""
     match size.op:
         case "const":
             return Fraction(size.args[0]), {}
@@ -348,8 +350,19 @@ def couple(trace: Trace, keep: Mapping[tuple[str, Any], str] | None = None) -> C
     unit_of, frozen, reasons, links, rows, uses = _Analysis(flow, kept).solve()
     group_of, groups = _groups(flow, unit_of, frozen, reasons)
     return Coupling(
-        trace, flow.facts, flow.values, flow.sources, frozenset(flow.produced), unit_of, frozen, reasons,
-        tuple(links), tuple(rows), tuple(uses), group_of, groups,
+        trace,
+        flow.facts,
+        flow.values,
+        flow.sources,
+        frozenset(flow.produced),
+        unit_of,
+        frozen,
+        reasons,
+        tuple(links),
+        tuple(rows),
+        tuple(uses),
+        group_of,
+        groups,
     )
 
 
@@ -390,4 +403,14 @@ def _groups(
 
 
 # Merges at these nodes tie a layer's input dim to the units that come in: every group has them.
-_TAKES_OVER = {"linear", "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "prelu", "group_norm", "instance_norm"}
+_TAKES_OVER = {
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "batch_norm",
+    "layer_norm",
+    "prelu",
+    "group_norm",
+    "instance_norm",
+}

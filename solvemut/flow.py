@@ -111,7 +111,7 @@ class Facts:
 class Flow:
     """Runs the rules over a trace and collects the facts.
 
-    `sources` holds the label arrays of parameter dims by (value name, dim), and of created tensors by (node name, path).
+    `sources` holds the labels of parameter dims by (value name, dim), and of created tensors by (node name, path).
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -325,8 +325,11 @@ class Flow:
             inner = self.source((arg.name, 1), (groups, per_group), per_row=True)
         else:
             inner = np.broadcast_to(w.filled(1), (groups, per_group))
-        rows = np.zeros((groups, w.shape[0] // groups), dtype=np.int64) if outer_units is None else (
-            outer_units.reshape(groups, -1))
+        rows = (
+            np.zeros((groups, w.shape[0] // groups), dtype=np.int64)
+            if outer_units is None
+            else (outer_units.reshape(groups, -1))
+        )
         in_rows, out_rows = (rows, inner) if transposed else (inner, rows)
         if per_group == 1:
             return self._depthwise(inputs, rows, groups, transposed, work, key)
@@ -375,4 +378,3 @@ def _united(
             pools = [p for p in pools if p not in touched]
             pools.append((set().union(*(p[0] for p in touched)), set().union(*(p[1] for p in touched))))
     return [(tuple(sorted(a)), tuple(sorted(b))) for a, b in pools]
-

@@ -1,4 +1,4 @@
-"""Graph: what a user sees of a captured model. Vertices with sizes, coupled groups, costs, and what is frozen, and why."""
+"""Graph: what a user sees of a captured model: vertices with sizes, coupled groups, costs, what is frozen, and why."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ class Graph:
 
     def _vertex(self, name: str, nodes: list[Node]) -> Vertex:
         made = {n.name for n in nodes}
-        outside = [
-            r for n in nodes for r in n.refs() if r not in made and r not in self.trace.params
-        ] or [r for r in nodes[0].refs() if r not in self.trace.params]
+        outside = [r for n in nodes for r in n.refs() if r not in made and r not in self.trace.params] or [
+            r for r in nodes[0].refs() if r not in self.trace.params
+        ]
         ins = tuple(self._affine(r, f"{name}.ins[{k}]") for k, r in enumerate(_slots(outside)))
         last = nodes[-1]
         units, axis = self._units(last.name)
@@ -236,7 +236,9 @@ class Graph:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What the analysis froze, approximated or did not see, one line each."""
-        lines = [f"no rule for {op}: what it touches is frozen ({places})" for op, places in self._unsupported().items()]
+        lines = [
+            f"no rule for {op}: what it touches is frozen ({places})" for op, places in self._unsupported().items()
+        ]
         lines += [f"{p.name}: not read by this forward, left as it is" for p in self.trace.unused]
         told: dict[str, list[str]] = {}
         for f in self.coupling.facts.notes:
@@ -267,12 +269,18 @@ class Graph:
         for v in self.vertices:
             groups = np.unique(self.coupling.group_of[v.units])
             names = ",".join(str(g) for g in groups[groups >= 0][:4]) + (",…" if (groups >= 0).sum() > 4 else "")
-            share = [short(self._share(per[name], v)) if self._share(per[name], v) else "" for name in ("params", "flops")]
+            share = [
+                short(self._share(per[name], v)) if self._share(per[name], v) else "" for name in ("params", "flops")
+            ]
             rows.append([v.name, clipped(v.op, 28), ",".join(map(str, v.nin)), v.nout, names, *share,
                          clipped(self.frozen_because(v))])  # fmt: skip
-        head = f"{self.trace.root}: {short(self.params.now)} params, {short(self.flops.now)} FLOPs, " \
-               f"{len(self.groups)} coupled groups, {sum(g.units for g in self.groups if not g.frozen)} units to decide"
-        body = table(["vertex", "op", "nin", "nout", "group", "params", "FLOPs", "frozen because"], rows, right=[2, 3, 5, 6])
+        head = (
+            f"{self.trace.root}: {short(self.params.now)} params, {short(self.flops.now)} FLOPs, "
+            f"{len(self.groups)} coupled groups, {sum(g.units for g in self.groups if not g.frozen)} units to decide"
+        )
+        body = table(
+            ["vertex", "op", "nin", "nout", "group", "params", "FLOPs", "frozen because"], rows, right=[2, 3, 5, 6]
+        )
         return "\n".join([head, "", body, *(["", "notes:"] if self.notes else []), *(f"- {n}" for n in self.notes)])
 
     @staticmethod

@@ -59,6 +59,11 @@ class Labels:
         assert len(f.dims) == 1, "collapse or separate a joint factor before asking for one of its dims"
         return f.labels
 
+    def extent(self, dim: int) -> np.ndarray | int:
+        """The labels of a dim that stands alone, or the size of a fixed one."""
+        a = self.dim(dim)
+        return self.shape[dim % self.ndim] if a is None else a
+
     def filled(self, dim: int) -> np.ndarray:
         """As `dim`, with zeros for a fixed dim."""
         a = self.dim(dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,19 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from .apply import Plan
 from .capture import example_text, trace_module
 from .constraints import budget_of, flat
 from .coupling import couple
 from .errors import RequestError, UnsupportedOpError
 from .graph import Graph
-from .plan import Plan
 from .problem import Problem
 from .values import Values
 
 
-def capture(
-    model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, strict: bool = False
-) -> Graph:
+def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, strict: bool = False) -> Graph:
     """The graph of a model: vertices, sizes, coupled groups, costs, and why something is frozen. Changes nothing.
 
     `args` is one input or a tuple of them. With strict=True an operation without a rule raises UnsupportedOpError; else
@@ -42,14 +41,8 @@ def capture(
         what = ", ".join(sorted({n.op for n in missing}))
         if strict:
             raise UnsupportedOpError(f"no rule for {what}: {'; '.join(n.at() for n in missing[:5])}")
-        _warn(f"no rule for {what}; what they touch is frozen, see print(graph)")
+        warnings.warn(f"no rule for {what}; what they touch is frozen, see print(graph)", stacklevel=2)
     return graph
-
-
-def _warn(text: str) -> None:
-    import warnings
-
-    warnings.warn(text, stacklevel=3)
 
 
 class Mutator:
@@ -96,7 +89,9 @@ class Mutator:
         if memory is not None or latency is not None:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
         if on_infeasible != "raise":
-            raise RequestError(f"on_infeasible={on_infeasible!r} is not available for prune; it raises with the conflict")
+            raise RequestError(
+                f"on_infeasible={on_infeasible!r} is not available for prune; it raises with the conflict"
+            )
         problem = Problem(self.graph)
         problem.maximize(values)
         problem.round_to(round_to)

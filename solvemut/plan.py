@@ -6,18 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TypeVar
 
 import numpy as np
 
 from .errors import PlanMismatchError
+from .graph import Graph
 from .report import short, table
 
-if TYPE_CHECKING:
-    from .graph import Graph
-
 FORMAT, VERSION = "solvemut-plan", 1
-Index = Union[list[int], list[list[int]]]
+Index = list[int] | list[list[int]]
+P = TypeVar("P", bound="PlanRecord")
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class AttributeChange:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A solved mutation.
+class PlanRecord:
+    """A solved mutation as data; `apply.Plan` can be applied.
 
     `indices` maps a parameter or buffer and one of its dims to the old positions that stay, in their new order (-1: a
     new slice); the input dim of a grouped convolution has one such list per group that stays. `shapes` maps every
@@ -66,15 +65,6 @@ class Plan:
     example: str = ""
     outputs: tuple[tuple[int, ...], ...] = ()
     graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
-
-    def apply(self, model: Any, optimizer: Any = None) -> Any:
-        """Change `model` (a torch.nn.Module) and the state of `optimizer` in place, all or nothing; returns the model.
-
-        Raises PlanMismatchError, with nothing changed, if the plan was made for another model.
-        """
-        from .apply import apply_plan  # torch stays out of this file
-
-        return apply_plan(self, model, optimizer)
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -128,12 +118,12 @@ class Plan:
         Path(path).write_text(self.to_json())
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls: type[P], path: str | Path) -> P:
         """Read a plan from a file. Raises PlanMismatchError if it is no plan, or of a later version."""
         return cls.from_json(Path(path).read_text())
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
+    def from_json(cls: type[P], text: str) -> P:
         """The plan that `to_json` wrote."""
         try:
             data = json.loads(text)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from .apply import Plan
 from .compile import Compiler
 from .constraints import Budget, Request, flat
 from .coupling import couple
 from .errors import RequestError, SolvemutError
 from .graph import Graph
-from .plan import AttributeChange, Plan, PlanCost, as_lists
+from .plan import AttributeChange, PlanCost, as_lists
 from .program import Solution
 from .progress import Reporter
 from .resize import Resized, resize
@@ -62,7 +63,7 @@ class Problem:
     def solve(
         self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0, progress: bool | None = None
     ) -> Plan:  # fmt: skip
-        """The best plan found within `time_limit` seconds, proven to the relative `gap` asked for, or less if time is up.
+        """The best plan found within `time_limit` seconds, proven to the relative `gap` asked for unless time is up.
 
         Raises InfeasibleError with the smallest conflict, TimeLimitError if no plan was found in time.
         """
@@ -100,7 +101,11 @@ class Problem:
     def _check(self, solution: Solution, costs: dict[str, PlanCost]) -> None:
         """What the program promised is what the resized model costs."""
         for b in self.requests:
-            if isinstance(b, Budget) and (c := costs.get(b.cost.name)) is not None and c.after != solution.costs[str(b)]:
+            if (
+                isinstance(b, Budget)
+                and (c := costs.get(b.cost.name)) is not None
+                and c.after != solution.costs[str(b)]
+            ):
                 raise SolvemutError(
                     f"{b.cost.name}: the program counted {solution.costs[str(b)]}, a recount gives {c.after}; "
                     "please report this model"

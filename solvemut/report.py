@@ -20,7 +20,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[
     cells.insert(1, ["-" * w for w in widths])
     lines = []
     for row in cells:
-        line = "  ".join(c.rjust(w) if k in right else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        line = "  ".join(
+            c.rjust(w) if k in right else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
         lines.append(line.rstrip())
     return "\n".join(lines)
 

@@ -204,7 +204,9 @@ class _Replay(Flow):
             return
         units = self.coupling.unit_of
         if a.shape != b.shape:
-            raise SolvemutError(f"misaligned sizes {a.shape} and {b.shape} at {self.node.at()}; please report this model")
+            raise SolvemutError(
+                f"misaligned sizes {a.shape} and {b.shape} at {self.node.at()}; please report this model"
+            )
         ua, ub = units[a], units[b]
         # a frozen unit counts as itself wherever it stands at the same place of both
         if (ua == ub).all() or self._both_fixed(ua, ub):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Metric:
             raise ValuesError(f"normalize={self.normalize!r}: choose from {', '.join(map(repr, NORMALISE))}")
 
 
-Values = Union[Metric, Mapping[str, Any], Callable[[Vertex], Any], None]
+Values = Metric | Mapping[str, Any] | Callable[[Vertex], Any] | None
 
 
 def magnitude(p: float = 2, normalize: str | None = "mean") -> Metric:
@@ -130,7 +130,9 @@ def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
     if isinstance(values, Metric):
         found = normalised(values.score(model, graph), graph.coupling, values.normalize)
     elif isinstance(values, Mapping):
-        found = _from_vertices(graph, {graph[k].name: v for k, v in values.items()}, f"values of {len(values)} vertices")
+        found = _from_vertices(
+            graph, {graph[k].name: v for k, v in values.items()}, f"values of {len(values)} vertices"
+        )
     elif callable(values):
         found = _from_vertices(graph, {v.name: values(v) for v in graph.vertices if v.makes_units}, "values")
     else:
@@ -294,4 +296,3 @@ def _taylor_of(out: torch.Tensor, axis: int) -> np.ndarray:
     c = (out.detach() * out.grad).movedim(axis, -1)
     batch = c.shape[0] if c.ndim > 1 else 1
     return c.reshape(batch, -1, c.shape[-1]).mean(1).abs().mean(0).double().cpu().numpy()
-

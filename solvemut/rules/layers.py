@@ -1,0 +1,107 @@
+"""Layers with parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..flow import Flow
+from ..labels import Labels, prod
+from ..trace import Node, Ref
+from .notation import pattern, row, rule
+
+row("linear", pattern("input weight bias", "... i, o i, o -> ... o", work="... i o"))
+row("embedding", pattern("weight indices", "_ o, ... -> ... o"))
+row(
+    "batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm",
+    pattern("input weight bias running_mean running_var", "b c *s, c, c, c, c -> b c *s"),
+)
+
+
+@rule("conv1d conv2d conv3d")
+def _conv(flow: Flow, node: Node) -> Labels:
+    """b (g i) *s, (g o) i *k, (g o) -> b (g o) *t"""
+    return _convolve(flow, node, transposed=False)
+
+
+@rule("conv_transpose1d conv_transpose2d conv_transpose3d")
+def _conv_transpose(flow: Flow, node: Node) -> Labels:
+    """b (g i) *s, (g i) o *k, (g o) -> b (g o) *t"""
+    return _convolve(flow, node, transposed=True)
+
+
+@rule("convolution")
+def _convolution(flow: Flow, node: Node) -> Labels:
+    return _convolve(flow, node, transposed=bool(node.args.get("transposed")))
+
+
+def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
+    x, w = (
+        flow.labels(node.args["input"]),
+        flow.labels(node.args["weight"], only=[0] if node.args.get("groups", 1) > 1 else [0, 1]),
+    )
+    space = w.ndim - 2
+    c = x.ndim - space - 1  # an unbatched input has no batch dim
+    x = flow.separate(x, c)
+    flow.freeze_dims(x, range(c + 1, x.ndim), "a convolution runs along it")
+    flow.freeze_dims(w, range(2, w.ndim), "it is part of a convolution kernel")
+    groups = node.args.get("groups", 1)
+    kernel, pixels = prod(w.shape[2:]), prod((x.shape if transposed else node.shape)[c + 1 :])
+    batch = x.shape[0] if c else 1
+    inputs = x.dim(c)
+    if groups == 1:
+        w_in, w_out = (w.dim(0), w.dim(1)) if transposed else (w.dim(1), w.dim(0))
+        flow.merge(inputs, w_in, (x.shape[c],))
+        outputs = w_out
+        flow.work([batch * pixels * kernel, w.extent(0), w.extent(1)])
+    else:
+        outputs = flow.grouped(node, inputs, w, groups, transposed, work=batch * pixels * kernel)
+    if isinstance(bias := node.args.get("bias"), Ref):
+        n = node.shape[c]
+        flow.merge(outputs, flow.labels(bias).dim(0), (n,))
+    lead = {0: x.dim(0)} if c and x.factor(0) else {}
+    return Labels.of(node.shape, {**lead, c: outputs})
+
+
+@rule("layer_norm rms_norm native_layer_norm")
+def _layer_norm(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["input"])
+    k = len(node.args["normalized_shape"])
+    for i, d in enumerate(range(x.ndim - k, x.ndim)):
+        f = x.factor(d)
+        if f is not None and len(f.dims) > 1 and min(f.dims) < x.ndim - k:
+            x = flow.collapse(x, d)  # the statistics of a head need all of it
+        else:
+            x = flow.separate(x, d)
+        flow.literal(("normalized_shape", i), x.dim(d))
+        if x.dim(d) is not None:
+            flow.note(x.dim(d), "its statistics are those of the units that stay")
+        for name in ("weight", "bias"):
+            if isinstance(arg := node.args.get(name), Ref):
+                flow.merge(x.dim(d), flow.labels(arg).dim(i), (x.shape[d],))
+    return x
+
+
+@rule("group_norm")
+def _group_norm(flow: Flow, node: Node) -> Labels:
+    x = flow.separate(flow.labels(node.args["input"]), 1)
+    groups, n = node.args["num_groups"], x.shape[1]
+    flow.freeze_dims(x, range(2, x.ndim), "group_norm takes statistics along it")
+    units = x.dim(1)
+    for name in ("weight", "bias"):
+        if isinstance(arg := node.args.get(name), Ref):
+            flow.merge(units, flow.labels(arg).dim(0), (n,))
+    if units is not None:
+        flow.rectangle(units.reshape(groups, n // groups), [("num_groups",), None])
+        if n // groups > 1:
+            flow.note(units, "its statistics are those of the units that stay in the group")
+    return x
+
+
+@rule("prelu _prelu_kernel")
+def _prelu(flow: Flow, node: Node) -> Labels:
+    x, w = flow.labels(node.args.get("self", node.args.get("input"))), flow.labels(node.args["weight"])
+    if prod(w.shape) > 1:
+        d = min(1, x.ndim - 1)
+        x = flow.separate(x, d)
+        flow.merge(x.dim(d), w.simplified().dim(int(np.argmax(w.shape))), (x.shape[d],))
+    return x

@@ -1,0 +1,143 @@
+"""Pooling, reductions, and products of two values: matrix products and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..flow import Flow, Output
+from ..labels import Labels
+from ..trace import Node, Ref
+from .elementwise import broadcast, elementwise, unknown
+from .notation import dims_of, rule
+
+
+@rule(
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"
+    " adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices"
+    " upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d"
+    " upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa"
+    " lp_pool2d"
+)
+def _pool(flow: Flow, node: Node) -> Output:
+    """Channels pass; the trailing pixel dims are resampled."""
+    x = flow.labels(node.args.get("self", node.args.get("input")))
+    digits = [c for c in node.op if c.isdigit()]
+    k = int(digits[-1]) if digits else 2
+    flow.freeze_dims(x, range(x.ndim - k, x.ndim), f"{node.op} works along it")
+    outs = []
+    for shape in node.shapes:
+        y = x.without(range(x.ndim - k, x.ndim))
+        for d in range(x.ndim - k, x.ndim):
+            y = y.resized(d, shape[d])
+        outs.append(y)
+    return outs if node.is_list else outs[0]
+
+
+@rule(
+    "mean sum amax amin var std prod any all logsumexp norm linalg_vector_norm max min median argmax argmin var_mean"
+    " std_mean topk"
+)
+def _reduce(flow: Flow, node: Node) -> Output:
+    x = flow.labels(node.args.get("self", node.args.get("input")))
+    if len(list(node.refs())) > 1:
+        return elementwise(flow, node)  # max(a, b), min(a, b)
+    dims = dims_of(node, "dim", x.ndim)
+    for d in dims:
+        f = x.factor(d)
+        if f is None:
+            continue
+        if len(f.dims) > 1:
+            x = flow.collapse(x, d)
+        elif node.op in ("argmax", "argmin", "topk", "median"):
+            flow.freeze(f.labels, f"{node.op} counts positions along it")
+        elif node.op != "sum":
+            flow.note(f.labels, f"{node.op} runs over the units that stay")
+    y = x.without(dims)
+    keep = bool(node.args.get("keepdim", False)) or node.op == "topk"
+    for d in sorted(dims, reverse=True):
+        y = y.resized(d, node.shape[d]) if keep else y.take(d, 0)
+    return [y] * len(node.shapes) if node.is_list else y
+
+
+def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: str, shape: tuple[int, ...]) -> Labels:
+    """A sum of products: one letter per dim, equal letters are the same units, letters that `out` lacks are summed."""
+    units: dict[str, np.ndarray | None] = {}
+    sizes: dict[str, int] = {}
+    for x, term in zip(operands, terms, strict=True):
+        for f in x.factors:
+            if len(f.dims) > 1:
+                free = [d for d in f.dims if term[d] in out] or list(f.dims)
+                for d in reversed(f.dims):
+                    if d != free[0]:
+                        x = flow.whole(x, d)
+        for d, letter in enumerate(term):
+            if x.shape[d] == 1 and sizes.get(letter, 1) != 1:
+                continue  # broadcast
+            if sizes.get(letter, 1) == 1:
+                sizes[letter], units[letter] = x.shape[d], x.dim(d)
+            else:
+                flow.merge(units[letter], x.dim(d), (x.shape[d],))
+                units[letter] = x.dim(d) if units[letter] is None else units[letter]
+    flow.work([sizes[k] if (u := units[k]) is None else u for k in sizes])
+    return Labels.of(shape, {d: units[letter] for d, letter in enumerate(out)})
+
+
+@rule("matmul bmm mm mv dot linalg_matmul")
+def _matmul(flow: Flow, node: Node) -> Labels:
+    a, b = (flow.labels(Ref(r)) for r in node.refs())
+    n = max(a.ndim, b.ndim, 2) - 2
+    lead = "ABCDEFGH"[:n]
+    left = "k" if a.ndim == 1 else lead[n - (a.ndim - 2) :] + "ik"
+    right = "k" if b.ndim == 1 else lead[n - (b.ndim - 2) :] + "kj"
+    out = lead + ("" if a.ndim == 1 else "i") + ("" if b.ndim == 1 else "j")
+    return contract(flow, [a, b], [left, right], out, node.shape)
+
+
+@rule("addmm baddbmm addbmm addmv")
+def _addmm(flow: Flow, node: Node) -> Labels:
+    names = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}.get(node.op, ("batch1", "batch2"))
+    a, b = (flow.labels(node.args[k]) for k in names)
+    terms = {"addmm": ("ik", "kj", "ij"), "addmv": ("ik", "k", "i"), "addbmm": ("bik", "bkj", "ij")}
+    left, right, out = terms.get(node.op, ("bik", "bkj", "bij"))
+    y = contract(flow, [a, b], [left, right], out, node.shape)
+    return broadcast(flow, [y, flow.labels(node.args.get("self", node.args.get("input")))], node.shape)
+
+
+@rule("einsum")
+def _einsum(flow: Flow, node: Node) -> Output:
+    left, _, out = node.args["equation"].replace(" ", "").partition("->")
+    if not out or "." in left:
+        return unknown(flow, node)
+    return contract(flow, [flow.labels(r) for r in node.args["tensors"]], left.split(","), out, node.shape)
+
+
+@rule("scaled_dot_product_attention")
+def _sdpa(flow: Flow, node: Node) -> Labels:
+    """b h q d, b h k d, b h k v -> b h q v, with whole heads as units."""
+    q, k, v = (flow.labels(node.args[n]) for n in ("query", "key", "value"))
+    n = q.ndim
+    for x, name in ((q, "query"), (k, "key")):
+        f = x.factor(n - 1)
+        if f is not None and len(f.dims) == 1 and node.args.get("scale") is None:
+            flow.freeze(f.labels, "the default scale of attention depends on its size")
+        x = flow.whole(x, n - 1) if f is not None and len(f.dims) > 1 else x
+        q, k = (x, k) if name == "query" else (q, x)
+    if (f := v.factor(n - 1)) is not None and len(f.dims) > 1:
+        v = flow.whole(v, n - 1)
+    if node.args.get("enable_gqa"):
+        k, v = (_share_heads(x, q.shape[-3]) for x in (k, v))
+    lead = "ABCDEFGH"[: n - 2]
+    scores = contract(flow, [q, k], [lead + "qd", lead + "kd"], lead + "qk", (*node.shape[:-1], k.shape[-2]))
+    if isinstance(mask := node.args.get("attn_mask"), Ref):
+        scores = broadcast(flow, [scores, flow.labels(mask)], scores.shape)
+    return contract(flow, [scores, v], [lead + "qk", lead + "kv"], lead + "qv", node.shape)
+
+
+def _share_heads(x: Labels, heads: int) -> Labels:
+    """Key and value heads, each as often as query heads share it."""
+    d, times = x.ndim - 3, heads // x.shape[-3]
+    if times == 1:
+        return x
+    return x.take(d, np.repeat(np.arange(x.shape[d]), times)) if x.factor(d) else x.resized(d, heads)

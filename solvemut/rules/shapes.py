@@ -1,0 +1,297 @@
+"""Views, splits, joins, slices, padding, indexing, and tensors that a forward creates."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from ..flow import Flow, Output
+from ..labels import Factor, Labels
+from ..trace import Node
+from .elementwise import broadcast, joint_dims, unknown
+from .notation import dims_of, rule
+
+
+@rule("view reshape _unsafe_view view_as reshape_as flatten unflatten ravel")
+def _reshape(flow: Flow, node: Node) -> Labels:
+    return flow.view(flow.labels(node.args["self"]), node.shape, view_literals(node))
+
+
+def view_literals(node: Node) -> list[tuple[Any, ...] | None]:
+    """For each output dim of a view the argument path of the number written for it; None where it is inferred."""
+    out: list[tuple[Any, ...] | None] = [None] * len(node.shape)
+    for name in ("size", "shape", "sizes"):
+        sizes = node.args.get(name)
+        if isinstance(sizes, (list, tuple)):
+            first = node.args["dim"] % (len(node.shape) - len(sizes) + 1) if node.op == "unflatten" else 0
+            for i, n in enumerate(sizes):
+                out[first + i] = None if n == -1 else (name, i)
+    return out
+
+
+@rule("permute transpose t numpy_T swapaxes swapdims movedim mT T")
+def _permute(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["self"])
+    n = x.ndim
+    order = list(range(n))
+    if node.op == "permute":
+        order = [d % n for d in node.args["dims"]]
+    elif node.op == "movedim":
+        src, dst = (np.atleast_1d(node.args[k]) % n for k in ("source", "destination"))
+        order = [d for d in range(n) if d not in src]
+        for s, d in sorted(zip(src.tolist(), dst.tolist(), strict=True), key=lambda p: p[1]):
+            order.insert(d, s)
+    elif (node.op == "t" and n == 2) or node.op in ("numpy_T", "T"):
+        order = order[::-1]
+    elif n >= 2:
+        names = ("dim0", "dim1") if "dim0" in node.args else ("axis0", "axis1")
+        a, b = (node.args.get(k, d) % n for k, d in zip(names, (-2, -1), strict=True))
+        order[a], order[b] = b, a
+    return x.permute(order)
+
+
+@rule("unsqueeze")
+def _unsqueeze(flow: Flow, node: Node) -> Labels:
+    return flow.labels(node.args["self"]).insert(node.args["dim"] % len(node.shape))
+
+
+@rule("squeeze")
+def _squeeze(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["self"])
+    gone = [d for d in dims_of(node, "dim", x.ndim) if x.shape[d] == 1]
+    for d in sorted(gone, reverse=True):
+        x = x.take(d, 0)
+    return x
+
+
+@rule("expand expand_as broadcast_to")
+def _expand(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["self"])
+    lead = len(node.shape) - x.ndim
+    for d in range(x.ndim):
+        f = x.factor(d)
+        if f is not None and "size" in node.args and node.args["size"][lead + d] != -1:
+            flow.literal(("size", lead + d), f.labels if len(f.dims) == 1 else f.labels.reshape(-1))
+    return x.renamed(node.shape, {d: d + lead for d in range(x.ndim)})
+
+
+@rule("repeat tile")
+def _repeat(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["self"])
+    times = list(node.args.get("repeats", node.args.get("dims")))
+    x = x.renamed((1,) * (len(node.shape) - x.ndim) + x.shape, {d: d + len(node.shape) - x.ndim for d in range(x.ndim)})
+    times = [1] * (x.ndim - len(times)) + times
+    for d, k in enumerate(times):
+        if k > 1:
+            x = x.take(d, np.tile(np.arange(x.shape[d]), k)) if x.factor(d) else x.resized(d, x.shape[d] * k)
+    return x
+
+
+@rule("repeat_interleave")
+def _repeat_interleave(flow: Flow, node: Node) -> Output:
+    x, k, d = flow.labels(node.args["self"]), node.args.get("repeats"), node.args.get("dim")
+    if not isinstance(k, int) or d is None:
+        return unknown(flow, node)
+    return x.take(d, np.repeat(np.arange(x.shape[d]), k)) if x.factor(d % x.ndim) else x.resized(d, x.shape[d] * k)
+
+
+@rule("select")
+def _select(flow: Flow, node: Node) -> Labels:
+    x, d = flow.labels(node.args["self"]), node.args["dim"]
+    d %= x.ndim
+    f = x.factor(d)
+    if f is not None and len(f.dims) == 1:
+        flow.freeze(f.labels, f"{node.op} picks one of its positions")
+    elif f is not None and d != f.dims[0]:
+        x = flow.whole(x, d)
+    return x.take(d, int(node.args["index"]))
+
+
+@rule("unbind")
+def _unbind(flow: Flow, node: Node) -> list[Labels]:
+    x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
+    d %= x.ndim
+    f = x.factor(d)
+    if f is not None and (len(f.dims) == 1 or d != f.dims[0]):
+        x = flow.whole(x, d)
+    return [x.take(d, i) for i in range(x.shape[d])]
+
+
+@rule("slice narrow")
+def _slice(flow: Flow, node: Node) -> Labels:
+    x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
+    d %= x.ndim
+    n = x.shape[d]
+    start, stop = slice_bounds(node, n)
+    if x.factor(d) is None:
+        return x.resized(d, node.shape[d])
+    x = _inner_whole(flow, x, d)
+    if (f := x.factor(d)) is None:
+        return x.resized(d, node.shape[d])
+    if node.args.get("step", 1) != 1 or len(f.dims) > 1:
+        flow.freeze(f.labels, "a slice with steps, or of part of a group, picks positions from it")
+        return x.take(d, slice(start, stop, node.args.get("step", 1)))
+    units = x.filled(d)
+    for name, at in (("start", start), ("end", stop)):
+        if 0 < at < n:
+            raw = node.args.get(name)
+            part = units[at:] if isinstance(raw, int) and raw < 0 else units[:at]
+            flow.literal((name,), part)
+    return x.take(d, slice(start, stop))
+
+
+def slice_bounds(node: Node, n: int) -> tuple[int, int]:
+    """The bounds of a slice as non-negative ints."""
+    start, stop, _ = slice(node.args.get("start"), node.args.get("end")).indices(n)
+    return start, max(start, stop)
+
+
+def _inner_whole(flow: Flow, x: Labels, d: int) -> Labels:
+    """Cutting an inner dim of a head or group keeps every head or group whole."""
+    f = x.factor(d)
+    return flow.whole(x, d) if f is not None and len(f.dims) > 1 and d != f.dims[0] else x
+
+
+@rule("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk")
+def _split(flow: Flow, node: Node) -> list[Labels]:
+    x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
+    d %= x.ndim
+    if x.factor(d) is not None:
+        x = _inner_whole(flow, x, d)
+    cuts = np.cumsum([0] + [s[d] for s in node.shapes])
+    f = x.factor(d)
+    if f is None:
+        return [x.resized(d, s[d]) for s in node.shapes]
+    parts = [x.take(d, slice(a, b)) for a, b in itertools.pairwise(cuts)]
+    if len(f.dims) > 1:
+        flow.freeze(f.labels, "a split of a head or group cuts it")
+        return parts
+    units = [x.filled(d)[a:b] for a, b in itertools.pairwise(cuts)]
+    if node.op in ("split_with_sizes",) or isinstance(node.args.get("split_size"), (list, tuple)):
+        name = "split_sizes" if "split_sizes" in node.args else "split_size"
+        for i, u in enumerate(units):
+            flow.literal((name, i), u)
+    elif len({len(u) for u in units}) > 1:
+        flow.freeze(f.labels, "an uneven split cuts it")
+    else:
+        flow.equal(units, f"{node.op} into equal parts")
+        if "split_size" in node.args:
+            flow.literal(("split_size",), units[0])
+    return parts
+
+
+@rule("getitem")
+def _getitem(flow: Flow, node: Node) -> Labels:
+    return flow.element(node.args["a"], node.args["b"])
+
+
+@rule("cat concat concatenate")
+def _cat(flow: Flow, node: Node) -> Labels:
+    xs = [flow.labels(r) for r in node.args["tensors"]]
+    xs = [x for x in xs if x.shape != (0,)]
+    d = node.args.get("dim", 0) % xs[0].ndim
+    for dims in joint_dims(xs):
+        if d in dims and not all(any(f.dims == dims for f in x.factors) for x in xs):
+            for k in reversed(dims[1:]):
+                xs = [flow.whole(x, k) for x in xs]
+    along = next((f.dims for x in xs for f in x.factors if d in f.dims), (d,))
+    units = [f.labels if (f := x.factor(d)) else np.zeros(tuple(x.shape[k] for k in along), dtype=np.int64) for x in xs]
+    joined = np.concatenate(units, axis=along.index(d))
+    shape = tuple(1 if k == d else s for k, s in enumerate(xs[0].shape))
+    rest = [Labels(shape, tuple(f for f in x.factors if d not in f.dims)) for x in xs]
+    others = broadcast(flow, rest, shape)
+    factors = [*(f for f in others.factors), Factor(along, joined)] if joined.any() else list(others.factors)
+    return Labels(node.shape, tuple(sorted(factors, key=lambda f: f.dims)))
+
+
+@rule("stack")
+def _stack(flow: Flow, node: Node) -> Labels:
+    xs = [flow.labels(r) for r in node.args["tensors"]]
+    d = node.args.get("dim", 0) % len(node.shape)
+    return broadcast(flow, xs, xs[0].shape).insert(d, len(xs))
+
+
+@rule("pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d")
+def _pad(flow: Flow, node: Node) -> Labels:
+    """New positions of a labelled dim are fixed: they hold a constant."""
+    x = flow.labels(node.args.get("self", node.args.get("input")))
+    pad = list(node.args.get("pad", node.args.get("padding")))
+    zeros = node.args.get("mode", "constant") == "constant" and node.op in ("pad", "constant_pad_nd")
+    for k in range(len(pad) // 2):
+        d = x.ndim - 1 - k
+        before, after = pad[2 * k : 2 * k + 2]
+        f = x.factor(d)
+        if (before, after) == (0, 0):
+            continue
+        if f is None:
+            x = x.resized(d, node.shape[d])
+        elif not zeros or min(before, after) < 0 or len(f.dims) > 1:
+            flow.freeze(f.labels, f"{node.op} copies or cuts positions of it")
+            x = x.replaced([d], []).resized(d, node.shape[d])
+        else:
+            units = np.pad(f.labels, (before, after))
+            x = x.without([d]).resized(d, node.shape[d]).replaced([d], [Factor((d,), units)])
+    return x
+
+
+@rule("glu")
+def _glu(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["self"])
+    d = node.args.get("dim", -1) % x.ndim
+    x = _inner_whole(flow, x, d)
+    half = x.shape[d] // 2
+    a, b = x.take(d, slice(0, half)), x.take(d, slice(half, None))
+    return broadcast(flow, [a, b], node.shape)
+
+
+@rule("pixel_shuffle pixel_unshuffle")
+def _pixel_shuffle(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["self"])
+    c = x.ndim - 3
+    x = flow.separate(x, c)
+    units = x.dim(c)
+    flow.freeze_dims(x, range(c + 1, x.ndim), "pixels are rearranged along it")
+    if units is None:
+        return Labels(node.shape)
+    if node.op == "pixel_shuffle":
+        square = units.reshape(node.shape[c], -1)
+        flow.merge(np.broadcast_to(square[:, :1], square.shape), square, square.shape)
+        return Labels.of(node.shape, {c: square[:, 0]})
+    return Labels.of(node.shape, {c: np.repeat(units, node.shape[c] // len(units))})
+
+
+@rule("index")
+def _index(flow: Flow, node: Node) -> Output:
+    """Advanced indexing: an indexed dim stays whole; the others pass when the indexed ones are neighbours."""
+    x = flow.labels(node.args["self"])
+    used = [d for d, i in enumerate(node.args["indices"]) if i is not None]
+    flow.freeze_dims(x, used, "it is indexed")
+    x = x.without([d for d in used if x.factor(d)])
+    if used != list(range(used[0], used[-1] + 1)):
+        return unknown(flow, node)
+    new = len(node.shape) - (x.ndim - len(used))
+    where = {d: d if d < used[0] else d - len(used) + new for d in range(x.ndim) if d not in used}
+    kept = [f for f in x.factors if all(d in where for d in f.dims)]
+    return Labels(node.shape, tuple(Factor(tuple(where[d] for d in f.dims), f.labels) for f in kept))
+
+
+@rule("index_select")
+def _index_select(flow: Flow, node: Node) -> Labels:
+    x = flow.labels(node.args["self"])
+    d = node.args["dim"] % x.ndim
+    flow.freeze_dims(x, [d], "it is indexed")
+    return x.without([d]).resized(d, node.shape[d])
+
+
+@rule("zeros ones full empty rand randn new_zeros new_ones new_full new_empty arange eye scalar_tensor linspace tensor")
+def _create(flow: Flow, node: Node) -> Labels:
+    """A new tensor follows the sizes it is made from; a size written as a number is fixed."""
+    sizes = node.args.get("size") or []
+    return Labels.of(node.shape, {d: flow.created(("size", d), n) for d, n in enumerate(sizes) if n > 1})
+
+
+@rule("sym_size _assert_tensor_metadata _assert_async _assert_scalar")
+def _nothing(flow: Flow, node: Node) -> Labels:
+    return Labels(node.shapes[0] if node.shapes else ())
