@@ -7,12 +7,14 @@ the search came through complete, stop: the incumbent is optimal. What remains u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
 
 from . import beam, cpsat, enumeration
+from .aggregate import Extended, extend
 from .compact import Compact, compact
 from .elimination import Plan, plan
 from .engine import Answer, Request, settled
@@ -20,7 +22,7 @@ from .exact import Number, simplify
 from .integral import integral
 from .model import Choice, Model, Row, Term
 from .price import Priced, Prices, priced
-from .view import Coordinate, View, view
+from .view import Coordinate, TooExtreme, View, view
 
 WIDTHS = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
 ROUNDS = 60  # of the multipliers, at most
@@ -41,12 +43,13 @@ class _Search:
     answer: Answer = field(default_factory=Answer)
     multipliers: dict[Key, float] = field(default_factory=dict)  # in the user's units
     removed: Number | None = None  # no choice dropped so far is worth more
+    extended: Extended | None = None
     tried: int = 0  # widths tried since the model last shrank
 
     def run(self) -> Answer:
-        model = self.request.model
         if self.request.hint is not None:
             self.answer.offer(self.request, self.request.hint)
+        model = self.base = self._base()
         while True:
             reduced = compact(model)
             done = settled(reduced)
@@ -54,10 +57,36 @@ class _Search:
                 done = enumeration.solve(replace(self.request, model=model))
             if done is not None:
                 return self._close(done)
-            smaller = _Round(self, reduced).run()
+            try:
+                smaller = _Round(self, reduced).run()
+            except TooExtreme:
+                self.answer.engine = "cp-sat"
+                return self._close(cpsat.solve(replace(self.request, model=model, hint=self.hint)))
             if smaller is None:
                 return self.answer
             model = smaller
+
+    def _base(self) -> Model:
+        """The model to work on: with running sums where it has no small separators as it is."""
+        reduced = compact(self.request.model)
+        if settled(reduced) is None and not enumeration.fits(reduced.model.combinations):
+            try:
+                easy = plan(view(reduced.model)).exact
+            except TooExtreme:
+                easy = True
+            if not easy:
+                self.extended = extend(self.request.model)
+        return self.request.model if self.extended is None else self.extended.model
+
+    def offer(self, choice: Sequence[int]) -> bool:
+        """Take a choice of the model worked on."""
+        return self.answer.offer(self.request, choice if self.extended is None else self.extended.decode(choice))
+
+    @property
+    def hint(self) -> Choice | None:
+        """The incumbent as a choice of the model worked on."""
+        choice = self.answer.choice
+        return choice if choice is None or self.extended is None else self.extended.encode(choice)
 
     # -- the certificate ---------------------------------------------------------------------------------------------
 
@@ -89,7 +118,7 @@ class _Search:
     def _close(self, done: Answer) -> Answer:
         """Take over an exact answer on what was left."""
         if done.choice is not None:
-            self.answer.offer(self.request, done.choice)
+            self.offer(done.choice)
         if done.infeasible:
             return self.complete()
         if done.bound is not None:
@@ -160,7 +189,7 @@ class _Round:
         return best.bound < -float(self.view.magnitude[0]) * (1 + 1e-9)
 
     def _offer(self, choice: np.ndarray) -> bool:
-        return self.search.answer.offer(self.request, self.reduced.decode([int(k) for k in choice]))
+        return self.search.offer(self.reduced.decode([int(k) for k in choice]))
 
     def _threshold(self) -> float:
         """The threshold in the view's unit, rounded down."""
@@ -189,7 +218,7 @@ class _Round:
         full = list(self.reduced.domains)
         for variable, left in zip(self.reduced.kept, domains, strict=True):
             full[variable] = full[variable][left]
-        return self.request.model.restricted(full)
+        return self.search.base.restricted(full)
 
     def _search(self, best: Priced) -> bool:
         """Search along the bound, wider than the last time; True if it settled the matter."""
@@ -265,8 +294,7 @@ class _Round:
     def _finish(self, domains: list[np.ndarray]) -> Model | None:
         """CP-SAT on what is left, the incumbent as its hint."""
         model = self._smaller(domains)
-        hint: Choice | None = self.search.answer.choice
-        done = cpsat.solve(replace(self.request, model=model, hint=hint))
+        done = cpsat.solve(replace(self.request, model=model, hint=self.search.hint))
         self.search.answer.engine = "price + cp-sat"
         self.search._close(done)
         return None

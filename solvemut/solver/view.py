@@ -18,7 +18,12 @@ from .exact import Number, RankOne, floats, nearest
 from .model import Model, Row
 
 HARD_CELLS = 1 << 18  # a row over a pair becomes a table of forbidden pairs up to this many
+HARD_TRIPLE = 1 << 22  # so does an equality over three, such as a sum and its parts
 FORBIDDEN = -1e30
+
+
+class TooExtreme(Exception):
+    """Floats cannot hold a row's numbers: an engine that calculates in integers must do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,7 @@ class View:
         """No rounding error of a priced bound exceeds this."""
         size = float(np.abs(weights) @ self.magnitude)
         size += float(sum(abs(c.limit * m) for c, m in zip(self.coordinates, multipliers, strict=True)))
-        return size * 2.0**-52 * (2 * self.terms + 4 * len(self.sizes) + 20)
+        return size * 2.0**-52 * (2 * self.terms + 4 * len(self.sizes) + 20) + 1e-290
 
     def totals(self, choices: np.ndarray) -> np.ndarray:
         """Each row's sum for many choices at once: [N, rows]; choices: [N, variables]."""
@@ -174,15 +179,19 @@ def _scaled_parts(row: Row, sizes: Sequence[int]) -> tuple[list[Part], Fraction,
     for term in row.terms:
         if isinstance(term.table, RankOne):
             first, second = floats(term.table.first), floats(term.table.second)
-            if term.when is None:
+            with np.errstate(over="ignore"):
+                largest = float(np.abs(first).max() * np.abs(second).max())
+            peak += largest
+            if term.when is None or not largest < 1e250:
                 raw.append((term.scope, (first, second)))
-                peak += float(np.abs(first).max() * np.abs(second).max())
                 continue
             table = np.multiply.outer(first, second)
         else:
             table = floats(term.table)
         raw.append(_with_switch(term.scope, table, term.when))
         peak += float(np.abs(table).max())
+    if not peak < 1e250 or 0 < peak < 1e-250:
+        raise TooExtreme(f"row {row.name!r} sums up to {peak:g}")
     power = frexp(peak)[1] if peak > 0 else 0
     factor, scale = 2.0**-power, Fraction(2) ** power
     parts: list[Part] = []
@@ -204,7 +213,8 @@ def _forbidden(row: Row, sizes: Sequence[int]) -> tuple[tuple[int, ...], np.ndar
     """A row over at most two variables as a table of what it forbids; None for a row over more."""
     variables = sorted({v for term in row.terms for v in term.variables})
     cells = int(np.prod([sizes[v] for v in variables])) if variables else 1
-    if not 1 <= len(variables) <= 2 or cells > HARD_CELLS:
+    tie = row.lower is not None and row.lower == row.upper and len(variables) == 3 and cells <= HARD_TRIPLE
+    if not tie and (not 1 <= len(variables) <= 2 or cells > HARD_CELLS):
         return None
     from .enumeration import totals
     from .integral import integral
