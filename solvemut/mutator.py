@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from .apply import Plan
-from .capture import example_text, trace_module
 from .constraints import budget_of, flat
 from .coupling import couple
 from .errors import RequestError, UnsupportedOpError
 from .graph import Graph
 from .problem import Problem
+from .tracing import example_text, trace_module
 from .values import Values
 
 

@@ -1,4 +1,4 @@
-"""Capture: any exportable nn.Module with example inputs becomes a `Trace`.
+"""Tracing: any exportable nn.Module with example inputs becomes a `Trace`.
 
 torch.export (non-strict) runs the forward on fake tensors and keeps composite operations whole; `provenance` notes
 where sizes come from. The user's module is only read: mode, attributes and random state are as they were afterwards.
