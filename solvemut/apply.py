@@ -296,7 +296,8 @@ def _verify(plan: PlanRecord, model: nn.Module) -> None:
     spec = json.loads(plan.example)
     training = [(m, m.training) for m in model.modules()]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in _tensors(model).items()}
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
+        fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
         device = next((t.device for t in fake.values()), torch.device("cpu"))
         leaves = [_leaf(x, device) for x in spec["leaves"]]
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(spec["tree"]))

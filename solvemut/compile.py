@@ -186,7 +186,8 @@ class Compiler:
         """Row structures that form blocks of their own, and those that only tie the sizes of others."""
         families: dict[tuple[int, ...], list[Rows]] = {}
         for rows in self.coupling.rows:
-            families.setdefault(tuple(np.sort(rows.units, axis=1).reshape(-1).tolist()), []).append(rows)
+            key = (rows.units.shape[0], *np.sort(rows.units, axis=1).reshape(-1).tolist())
+            families.setdefault(key, []).append(rows)
         found = [(same[0].units, same) for same in families.values()]
         keys = [{r.key for r in same} for _, same in found]
         clusters: list[list[int]] = []

@@ -187,6 +187,9 @@ class _Analysis:
         """What one rectangle demands: sizes of its axes, or rows of equal size."""
         labels, units = rect.labels, unit_of[rect.labels]
         paths = list(rect.paths)
+        if rect.grouped:
+            self._group_rows(rect, units, rows)
+            return []
         if frozen[units].all():
             return []
         for axis in reversed(range(units.ndim)):
@@ -205,6 +208,14 @@ class _Analysis:
         removable = units.ndim == 2 and len(free) == 2
         rows.append(Rows(moved.reshape(-1, moved.shape[-1]), removable, rect.key, rect.node))
         return []
+
+    def _group_rows(self, rect: Rectangle, units: np.ndarray, rows: list[Rows]) -> None:
+        """Channels of one side of a grouped convolution; a group whose channels are one unit goes as that unit."""
+        if (units == units[:, :1]).all():
+            units = units[:, :1]
+        alike = len(units) > 1 and bool((units == units[:1]).all())  # every group reads the same units: all groups stay
+        removable = not alike and not _is_number(rect.node, ("groups",))
+        rows.append(Rows(units, removable, rect.key, rect.node))
 
     def _once(self, k: int, act: Any) -> None:
         if k not in self.done:

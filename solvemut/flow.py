@@ -74,6 +74,7 @@ class Rectangle:
     node: Node
     paths: tuple[Path | None, ...]
     key: str
+    grouped: bool = False  # one side of a grouped convolution, [groups, channels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +225,16 @@ class Flow:
         if any(p.any() for p in parts):
             self.facts.equals.append(Equal(tuple(parts), self.node, why))
 
-    def rectangle(self, labels: np.ndarray, paths: Sequence[Path | None], key: str | None = None) -> None:
+    def rectangle(self, labels: np.ndarray, paths: Sequence[Path | None]) -> None:
         """These labels stand over several dims of one dense tensor."""
         if labels.any():
-            key = f"{self.node.name}#{len(self.facts.rectangles)}" if key is None else key
+            key = f"{self.node.name}#{len(self.facts.rectangles)}"
             self.facts.rectangles.append(Rectangle(labels, self.node, tuple(paths), key))
+
+    def group_rows(self, labels: np.ndarray) -> None:
+        """The channels of one side of a grouped convolution, [groups, channels]."""
+        key = f"{self.node.name}.groups"
+        self.facts.rectangles.append(Rectangle(labels, self.node, (("groups",), None), key, grouped=True))
 
     def work(self, sizes: Sequence[int | np.ndarray | Extent]) -> None:
         """The node does as many multiply-accumulates as the product of these sizes."""
@@ -317,30 +323,26 @@ class Flow:
         self, node: Node, inputs: np.ndarray | None, w: Labels, groups: int, transposed: bool, work: int
     ) -> np.ndarray | None:
         """The channels of a grouped convolution: every group reads its own rows of the input channels."""
-        key = f"{node.name}.groups"
-        arg = node.args["weight"]
-        per_group = w.shape[1]
-        outer_units = w.dim(0)
-        if arg.name in self.trace.params and per_group > 1:
-            inner = self.source((arg.name, 1), (groups, per_group), per_row=True)
-        else:
-            inner = np.broadcast_to(w.filled(1), (groups, per_group))
-        rows = (
-            np.zeros((groups, w.shape[0] // groups), dtype=np.int64)
-            if outer_units is None
-            else (outer_units.reshape(groups, -1))
-        )
+        rows, inner = w.filled(0).reshape(groups, -1), self.inner_units(node.args["weight"], w, groups)
+        if inner is None:
+            return self._depthwise(inputs, rows, groups, transposed, work)
         in_rows, out_rows = (rows, inner) if transposed else (inner, rows)
-        if per_group == 1:
-            return self._depthwise(inputs, rows, groups, transposed, work, key)
         self.merge(None if inputs is None else inputs.reshape(in_rows.shape), in_rows, in_rows.shape)
         for part in (in_rows, out_rows):
-            self.rectangle(part, [("groups",), None], key)
+            self.group_rows(part)
         self.work([work, Extent(rows.reshape(-1)), Extent(inner, per_row=True)])
         return out_rows.reshape(-1)
 
+    def inner_units(self, arg: Ref, w: Labels, groups: int) -> np.ndarray | None:
+        """Labels of the inner dim of a grouped weight, [groups, channels]; None if it is a single slice."""
+        if w.shape[1] == 1:
+            return None
+        if arg.name in self.trace.params:
+            return self.source((arg.name, 1), (groups, w.shape[1]), per_row=True)
+        return np.broadcast_to(w.filled(1), (groups, w.shape[1]))
+
     def _depthwise(
-        self, inputs: np.ndarray | None, rows: np.ndarray, groups: int, transposed: bool, work: int, key: str
+        self, inputs: np.ndarray | None, rows: np.ndarray, groups: int, transposed: bool, work: int
     ) -> np.ndarray | None:
         """One weight slice per group: a group goes with its channels."""
         self.work([work, Extent(rows.reshape(-1))])
@@ -350,7 +352,8 @@ class Flow:
             self.literal(("groups",), rows[:, 0])
             return rows[:, 0]
         if inputs is None and rows.shape[1] > 1:
-            self.rectangle(rows, [("groups",), None], key)
+            self.group_rows(np.zeros((groups, 1), dtype=np.int64))
+            self.group_rows(rows)
         else:
             n = rows.shape[1]
             self.merge(None if inputs is None else np.repeat(inputs, n), rows.reshape(-1), (groups * n,))

@@ -119,7 +119,13 @@ def _groups(c: _Context, node: Node, args: dict[str, Any]) -> None:
 
 
 def _num_groups(c: _Context, node: Node, args: dict[str, Any]) -> None:
+    _width(c, node, args)
     args["num_groups"] = c.rows(c.labels(args["input"]).dim(1), args["num_groups"])
+
+
+def _width(c: _Context, node: Node, args: dict[str, Any]) -> None:
+    if "width" in args:
+        args["width"] = c.shapes[0][1]
 
 
 def _bounds(c: _Context, node: Node, args: dict[str, Any]) -> None:
@@ -152,6 +158,8 @@ REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
                      "convolution"], _groups),
     "group_norm": _num_groups,
+    "batch_norm": _width,
+    "instance_norm": _width,
     "slice": _bounds,
     **dict.fromkeys(["split", "split_with_sizes", "unsafe_split"], _sections),
 }  # fmt: skip
@@ -229,11 +237,10 @@ class _Replay(Flow):
         key = (self.node.name, path)
         return self.source(key, (n,)) if key in self.coupling.sources else None
 
-    def grouped(self, node: Node, inputs: Any, w: Labels, groups: int, transposed: bool, work: int) -> Any:
-        arg = node.args["weight"]
-        if arg.name in self.trace.params and (arg.name, 1) in self.coupling.sources:
-            self.source((arg.name, 1), ())
-        return super().grouped(node, inputs, w, groups, transposed, work)
+    def inner_units(self, arg: Ref, w: Labels, groups: int) -> np.ndarray | None:
+        if (arg.name, 1) in self.coupling.sources:  # it had several slices before
+            return self.source((arg.name, 1), ())
+        return super().inner_units(arg, w, groups)
 
     def index(self) -> dict[tuple[str, int], np.ndarray]:
         """Old positions of every tracked parameter dim, in new order; [rows, n] for the inner dim of groups."""

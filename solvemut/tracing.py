@@ -67,6 +67,9 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
+WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features", "group_norm": "num_channels"}
+
+
 class _Reader:
     """Reads an exported program into a trace."""
 
@@ -151,11 +154,18 @@ class _Reader:
         values: list[Any] = list(value) if is_list else [value]  # type: ignore[arg-type]
         shapes = tuple(tuple(int(s) for s in v.shape) if isinstance(v, torch.Tensor) else () for v in values)
         module, source = _place(n)
-        tags = getattr(n.target, "tags", ())
-        pointwise = torch.Tag.pointwise in tags
-        return Node(
-            n.name, _op_name(n.target), args, shapes or ((),), is_list, pointwise, module, source, self._sizes(n, args)
-        )
+        op, sizes = _op_name(n.target), self._sizes(n, args)
+        if (width := self._width_attribute(module, op)) is not None:
+            args["width"], sizes[("width",)] = shapes[0][1], width
+        pointwise = torch.Tag.pointwise in getattr(n.target, "tags", ())
+        return Node(n.name, op, args, shapes or ((),), is_list, pointwise, module, source, sizes)
+
+    def _width_attribute(self, module: str, op: str) -> Size | None:
+        """The attribute in which a norm layer repeats its width; without parameters no shape would tell it."""
+        name = WIDTH_ATTRIBUTES.get(op)
+        if name is None or not isinstance(getattr(self.model.get_submodule(module), name, None), int):
+            return None
+        return Size("attr", (module, name, None))
 
     def _argument(self, a: Any) -> Any:
         if isinstance(a, torch.fx.Node):

@@ -110,7 +110,14 @@ def _einsum(flow: Flow, node: Node) -> Output:
     left, _, out = node.args["equation"].replace(" ", "").partition("->")
     if not out or "." in left:
         return unknown(flow, node)
-    return contract(flow, [flow.labels(r) for r in node.args["tensors"]], left.split(","), out, node.shape)
+    operands, terms = [flow.labels(r) for r in node.args["tensors"]], left.split(",")
+    while len(operands) > 2:  # torch contracts from left to right
+        later = set("".join(terms[2:]) + out)
+        term = "".join(dict.fromkeys(c for c in terms[0] + terms[1] if c in later))
+        sizes = {c: n for x, t in zip(operands[:2], terms[:2], strict=True) for c, n in zip(t, x.shape, strict=True)}
+        pair = contract(flow, operands[:2], terms[:2], term, tuple(sizes[c] for c in term))
+        operands, terms = [pair, *operands[2:]], [term, *terms[2:]]
+    return contract(flow, operands, terms, out, node.shape)
 
 
 @rule("scaled_dot_product_attention")
