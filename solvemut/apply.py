@@ -264,8 +264,7 @@ def _norm(m: Any) -> dict[str, Any]:
 
 
 def _attention(m: Any) -> dict[str, Any]:
-    embed = m.out_proj.weight.shape[0]
-    return {"embed_dim": embed, "head_dim": embed // m.num_heads, **_key_value(m, embed)}
+    return {"head_dim": m.embed_dim // m.num_heads, **_key_value(m, m.embed_dim)}
 
 
 def _key_value(m: Any, embed: int) -> dict[str, Any]:

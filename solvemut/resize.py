@@ -128,6 +128,14 @@ def _width(c: _Context, node: Node, args: dict[str, Any]) -> None:
         args["width"] = c.shapes[0][1]
 
 
+def _linear_widths(c: _Context, node: Node, args: dict[str, Any]) -> None:
+    if "width" in args:
+        args["width"] = c.shapes[0][-1]
+    if "in_width" in args:
+        x = c.labels(args["input"])
+        args["in_width"] = new_shape(c.coupling, x, c.kept, node.at())[-1]
+
+
 def _bounds(c: _Context, node: Node, args: dict[str, Any]) -> None:
     x = c.labels(args["self"])
     d = args.get("dim", 0) % x.ndim
@@ -158,6 +166,7 @@ REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
                      "convolution"], _groups),
     "group_norm": _num_groups,
+    "linear": _linear_widths,
     "batch_norm": _width,
     "instance_norm": _width,
     "slice": _bounds,

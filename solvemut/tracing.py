@@ -12,6 +12,7 @@ import operator
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,7 +101,9 @@ class _Reader:
                 params[n.name] = Param(str(n.target), shape, "constant")
             elif n.op == "call_function":
                 nodes.append(self._node(n))
-            elif n.op == "output":
+        self._attention_widths(nodes)
+        for n in self.graph.nodes:
+            if n.op == "output":
                 outputs = [rename.get(m.name, m.name) for m in n.all_input_nodes]
         read = {r for node in nodes for r in node.refs()} | set(outputs)
         used = {k: p for k, p in params.items() if k in read}
@@ -166,6 +169,19 @@ class _Reader:
         if name is None or not isinstance(getattr(self.model.get_submodule(module), name, None), int):
             return None
         return Size("attr", (module, name, None))
+
+    def _attention_widths(self, nodes: list[Node]) -> None:
+        """nn.MultiheadAttention holds `embed_dim` against the width of its query and of its output."""
+        linears: dict[str, list[int]] = {}
+        for k, node in enumerate(nodes):
+            if node.op == "linear" and isinstance(self.model.get_submodule(node.module), nn.MultiheadAttention):
+                linears.setdefault(node.module, []).append(k)
+        for module, places in linears.items():
+            embed = Size("attr", (module, "embed_dim", None))
+            width = int(self.model.get_submodule(module).embed_dim)  # type: ignore[arg-type]
+            for k, name in ((places[0], "in_width"), (places[-1], "width")):
+                n = nodes[k]
+                nodes[k] = replace(n, args={**n.args, name: width}, sizes={**n.sizes, (name,): embed})
 
     def _argument(self, a: Any) -> Any:
         if isinstance(a, torch.fx.Node):

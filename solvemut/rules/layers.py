@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..flow import Flow
+from ..flow import Flow, Output
 from ..labels import Labels, prod
 from ..trace import Node, Ref
 from .notation import pattern, row, rule
 
-row("linear", pattern("input weight bias", "... i, o i, o -> ... o", work="... i o"))
+_matrix = pattern("input weight bias", "... i, o i, o -> ... o", work="... i o")
+
+
+@rule("linear")
+def _linear(flow: Flow, node: Node) -> Output:
+    """... i, o i, o -> ... o"""
+    y = _matrix(flow, node)
+    assert isinstance(y, Labels)
+    if "in_width" in node.args:  # a module that holds an attribute against its input or output width
+        flow.literal(("in_width",), flow.labels(node.args["input"]).dim(-1))
+    if "width" in node.args:
+        flow.literal(("width",), y.dim(-1))
+    return y
+
+
 row("embedding", pattern("weight indices", "_ o, ... -> ... o"))
 row(
     "batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm",

@@ -70,10 +70,9 @@ def _squeeze(flow: Flow, node: Node) -> Labels:
 def _expand(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     lead = len(node.shape) - x.ndim
-    for d in range(x.ndim):
-        f = x.factor(d)
-        if f is not None and "size" in node.args and node.args["size"][lead + d] != -1:
-            flow.literal(("size", lead + d), f.labels if len(f.dims) == 1 else f.labels.reshape(-1))
+    size = node.args.get("size")
+    for f in x.factors if size is not None else ():
+        flow.rectangle(f.labels, [("size", lead + d) if size[lead + d] != -1 else None for d in f.dims])
     return x.renamed(node.shape, {d: d + lead for d in range(x.ndim)})
 
 
