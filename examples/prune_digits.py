@@ -1,0 +1,359 @@
+"""Train a small network on handwritten digits, prune it to 40 % of its FLOPs and 50 % of its parameters, compare.
+
+The network has a residual, a concat and a depthwise part, so its layers cannot be pruned one by one. Six ways to say
+what stays meet the same two budgets on the same trained network, and each pruned network trains on with the optimizer
+it was trained with:
+
+* optimal, magnitude: the most L2 magnitude that fits the budgets, with a proven gap
+* optimal, Taylor:    the same program, with the first-order Taylor value of each unit on training data
+* optimal, floors:    the same again, with a constraint that every layer keeps a third of its units
+* uniform:            every layer to the same ratio, the largest that fits; the units of largest magnitude stay
+* global threshold:   every unit above one threshold of magnitude, the lowest that fits
+* random:             units in random order, as many as fit
+
+Run it: ``python examples/prune_digits.py``. It needs no download: the digits ship with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import solvemut as sm
+
+FLOPS, PARAMS = 0.4, 0.5  # the budgets, as fractions of the trained network
+
+# -- the network ---------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions around a skip: the input and the output keep the same channels."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, hidden, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class Concat(nn.Module):
+    """A 1x1 and a 3x3 branch side by side."""
+
+    def __init__(self, nin: int, each: int) -> None:
+        super().__init__()
+        self.conv1x1 = nn.Conv2d(nin, each, 1, bias=False)
+        self.conv3x3 = nn.Conv2d(nin, each, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(2 * each)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(torch.cat([self.conv1x1(x), self.conv3x3(x)], dim=1)))
+
+
+class Separable(nn.Module):
+    """A depthwise 3x3 and a pointwise convolution: the depthwise one has the channels of its input."""
+
+    def __init__(self, nin: int, nout: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(nin, nin, 3, padding=1, groups=nin, bias=False)
+        self.bn1 = nn.BatchNorm2d(nin)
+        self.pointwise = nn.Conv2d(nin, nout, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(nout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.pointwise(F.relu(self.bn1(self.depthwise(x))))))
+
+
+class DigitsNet(nn.Module):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.residual1 = Residual(width, 2 * width)
+        self.concat = Concat(width, width)
+        self.separable = Separable(2 * width, 4 * width)
+        self.residual2 = Residual(4 * width, 2 * width)
+        self.head = nn.Linear(4 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, 1, 8, 8] -> [b, 10]
+        x = F.relu(self.bn(self.stem(x)))
+        x = self.concat(self.residual1(x))
+        x = F.max_pool2d(x, 2)
+        x = self.residual2(self.separable(x))
+        return self.head(x.mean((2, 3)))
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Digits:
+    """1797 images of 8x8 pixels, split at random into 1200 to train on and 597 to test on."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    @classmethod
+    def load(cls, seed: int, train: int = 1200) -> Digits:
+        images, labels = load_digits(return_X_y=True)
+        x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+        y = torch.tensor(labels, dtype=torch.long)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        first, rest = order[:train], order[train:]
+        return cls(x[first], y[first], x[rest], y[rest])
+
+    def batches(self, size: int = 60) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(self.train_x)).split(size):
+            yield self.train_x[chosen], self.train_y[chosen]
+
+
+def loss(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, label_smoothing=0.1)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, epochs: int, peak: float) -> None:
+    """Train with a learning rate that falls in a line from `peak` to 0."""
+    model.train()
+    for epoch in range(epochs):
+        batches = list(data.batches())
+        for step, (x, y) in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * (1 - (epoch + step / len(batches)) / epochs)
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+    model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Digits) -> float:
+    """Percent of the test images that are read right."""
+    return 100 * (model(data.test_x).argmax(1) == data.test_y).double().mean().item()
+
+
+# -- six ways to choose what stays, each within the same two budgets -------------------------------------------------
+
+Method = Callable[[nn.Module, torch.optim.Optimizer, Digits, int], sm.Plan]
+
+
+def optimal_magnitude(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
+    values = sm.values.magnitude(p=2, normalize="mean")
+    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, optimizer=optimizer)
+
+
+def optimal_taylor(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
+    values = sm.values.taylor(data.batches(), lambda model, batch: loss(model(batch[0]), batch[1]))
+    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, optimizer=optimizer)
+
+
+def optimal_floors(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
+    values = sm.values.taylor(data.batches(), lambda model, batch: loss(model(batch[0]), batch[1]))
+    return sm.prune(
+        model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, optimizer=optimizer,
+        constraints=lambda graph: [3 * v.out >= v.nout for v in graph.vertices if v.makes_units],
+    )  # fmt: skip
+
+
+def uniform(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
+    """Every layer to the same ratio: constraints fix the sizes, the program says only which units stay."""
+    graph = sm.capture(model, data.train_x[:1])
+    layers = [v for v in graph.vertices if v.makes_units and not graph.frozen_because(v)]
+
+    def at(cut: float) -> sm.Plan:
+        problem = sm.Problem(graph)
+        problem.add([v.out == max(1, round((1 - cut) * v.nout)) for v in layers])
+        return problem.solve()
+
+    return applied(least_cut(at, 0.0, 1.0), model, optimizer)
+
+
+def global_threshold(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int, metric: sm.values.Metric | None = None
+) -> sm.Plan:
+    """Every unit worth more than a threshold; the most valuable unit of a layer stays whatever it is worth."""
+    graph = sm.capture(model, data.train_x[:1])
+    worth = sm.values.unit_values(metric or sm.values.magnitude(p=2, normalize="mean"), model, graph)
+
+    def at(threshold: float) -> sm.Plan:
+        problem = sm.Problem(graph)  # without budgets, the optimum keeps exactly the units of positive value
+        problem.maximize(sm.values.Metric("above threshold", lambda model, graph: worth - threshold))
+        return problem.solve()
+
+    return applied(least_cut(at, 0.0, float(worth.max())), model, optimizer)
+
+
+def random(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
+    return global_threshold(model, optimizer, data, seed, sm.values.random(seed))
+
+
+def least_cut(plan_at: Callable[[float], sm.Plan], low: float, high: float, steps: int = 16) -> sm.Plan:
+    """Bisection: the plan within both budgets that cuts least, for plans that shrink as the number grows."""
+    best = plan_at(high)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        plan = plan_at(middle)
+        if within_budgets(plan):
+            best, high = plan, middle
+        else:
+            low = middle
+    return best
+
+
+def within_budgets(plan: sm.Plan) -> bool:
+    return all(plan.costs[n].after <= part * plan.costs[n].before for n, part in (("flops", FLOPS), ("params", PARAMS)))
+
+
+def applied(plan: sm.Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> sm.Plan:
+    plan.apply(model, optimizer)
+    return plan
+
+
+METHODS: dict[str, Method] = {
+    "optimal, magnitude": optimal_magnitude,
+    "optimal, Taylor": optimal_taylor,
+    "optimal, floors": optimal_floors,
+    "uniform": uniform,
+    "global threshold": global_threshold,
+    "random": random,
+}
+
+
+# -- the comparison ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one trained network under one method."""
+
+    method: str
+    seed: int
+    plan: sm.Plan
+    dense: float  # accuracy in percent: as trained,
+    before: float  # pruned,
+    after: float  # pruned and trained on
+
+    def share(self, resource: str) -> float:
+        cost = self.plan.costs[resource]
+        return cost.after / cost.before
+
+
+def one_seed(seed: int, epochs: int, tune: int) -> list[Outcome]:
+    """Train one network; prune a copy of it by each method and let the copy's own optimizer train it on."""
+    torch.manual_seed(seed)
+    data = Digits.load(seed)
+    model = DigitsNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    train(model, optimizer, data, epochs, peak=0.1)
+    dense, outcomes = accuracy(model, data), []
+    for name, method in METHODS.items():
+        pruned, same_optimizer = copy.deepcopy((model, optimizer))  # together, so that the copies belong together
+        torch.manual_seed(seed)
+        plan = method(pruned, same_optimizer, data, seed)
+        before = accuracy(pruned, data)
+        train(pruned, same_optimizer, data, tune, peak=0.05)
+        outcomes.append(Outcome(name, seed, plan, dense, before, accuracy(pruned, data)))
+    return outcomes
+
+
+def spread(numbers: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{np.mean(numbers):6.2f} ± {np.std(numbers, ddof=1) if len(numbers) > 1 else 0.0:4.2f}"
+
+
+def report(outcomes: list[Outcome]) -> str:
+    """One line per method, then the optimal choice against each other one, seed by seed."""
+    by = {name: [outcome for outcome in outcomes if outcome.method == name] for name in METHODS}
+    seeds = len(next(iter(by.values())))
+    lines = [
+        f"Test accuracy in percent, mean ± standard deviation over {seeds} seeds; as trained:"
+        f" {spread([outcome.dense for outcome in next(iter(by.values()))])}",
+        "",
+        f"{'method':<20} {'FLOPs':>7} {'params':>7}  {'pruned':>14}  {'fine-tuned':>14}",
+    ]
+    for name, rows in by.items():
+        flops, params = (max(row.share(resource) for row in rows) for resource in ("flops", "params"))
+        before, after = spread([row.before for row in rows]), spread([row.after for row in rows])
+        lines.append(f"{name:<20} {flops:7.2%} {params:7.2%}  {before:>14}  {after:>14}")
+    first, *others = by
+    lines += ["", f"{first} minus ... in points, seed by seed (seeds won, drawn, lost)"]
+    for name in others:
+        cells = []
+        for when in ("before", "after"):
+            gaps = [getattr(a, when) - getattr(b, when) for a, b in zip(by[first], by[name], strict=True)]
+            won, lost = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+            cells.append(f"{spread(gaps):>14} ({won}, {seeds - won - lost}, {lost})")
+        lines.append(f"{name:<20}                  {'  '.join(cells)}")
+    return "\n".join(lines)
+
+
+def figure(outcomes: list[Outcome], path: Path) -> None:
+    """Accuracy before and after the fine-tune, a point per seed and a bar for the mean, and the widths that are left."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5), width_ratios=(2, 2, 4), layout="constrained")
+    names = list(METHODS)
+    colours = [f"C{nr}" for nr in range(len(names))]
+    dense = float(np.mean([outcome.dense for outcome in outcomes]))
+    for axes, when, title in ((left, "before", "pruned"), (middle, "after", "pruned and fine-tuned")):
+        for nr, name in enumerate(names):
+            found = [getattr(outcome, when) for outcome in outcomes if outcome.method == name]
+            axes.scatter([nr] * len(found), found, s=18, alpha=0.6, c=colours[nr])
+            axes.scatter([nr], [np.mean(found)], s=300, marker="_", c=colours[nr])
+        axes.axhline(dense, color="gray", lw=1, ls="--")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set(ylabel="test accuracy, %", title=f"{title} (dashed: as trained)")
+
+    layers = [name for name in outcomes[0].plan.sizes if name != "head"]
+    for nr, name in enumerate(names):
+        plans = [outcome.plan for outcome in outcomes if outcome.method == name]
+        kept = [np.mean([plan.sizes[layer][1] / plan.sizes[layer][0] for plan in plans]) for layer in layers]
+        at = np.arange(len(layers)) + (nr - (len(names) - 1) / 2) * 0.14
+        right.bar(at, 100 * np.array(kept), width=0.13, color=colours[nr], label=name)
+    right.set_xticks(range(len(layers)), [layer.replace(".", "\n") for layer in layers], fontsize=8)
+    right.set(ylabel="channels kept, %", title=f"{FLOPS:.0%} of the FLOPs, {PARAMS:.0%} of the parameters: widths")
+    right.legend(fontsize=8, ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def main(argv: list[str] | None = None) -> list[Outcome]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="networks to train (default 5)")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of training (default 15)")
+    parser.add_argument("--tune", type=int, default=2, help="epochs of fine-tuning after the pruning (default 2)")
+    parser.add_argument("--figure", type=Path, default=Path("out/prune_digits.png"), help="where the figure goes")
+    options = parser.parse_args(argv)
+
+    torch.set_num_threads(1)  # the tensors are small: more threads cost more than they save
+    start, outcomes = time.perf_counter(), []
+    for seed in range(options.seeds):
+        outcomes += one_seed(seed, options.epochs, options.tune)
+        print(f"seed {seed} done after {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"\nThe plan of seed 0, {outcomes[0].method}:\n\n{outcomes[0].plan}\n")
+    print(report(outcomes))
+    figure(outcomes, options.figure)
+    print(f"\n{options.figure} written; {time.perf_counter() - start:.0f} s in all")
+    return outcomes
+
+
+if __name__ == "__main__":
+    main()
