@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -22,7 +24,6 @@ from solvemut.program import Program, RankOne, Solution
 NIGHTLY = os.environ.get("SOLVEMUT_NIGHTLY") == "1"
 MAX_CHOICES = 700  # of the brute force, per example
 Number = int | float
-WAYS = ("auto", "cp-sat")  # the ways to solve that must all be exact
 
 
 def examples(count: int, nightly: int = 20) -> settings:
@@ -71,6 +72,42 @@ class Spec:
     linear: tuple[Linear, ...] = ()
     senses: tuple[str, ...] = ("max",)
     shape: str = "free"
+
+
+# The ways to solve that must all be exact: engine, and the constants that are set otherwise. Programs small enough for
+# brute force are small enough for enumeration, so the pricing engine is kept from it; "starved" also takes away its
+# room, so that tables are split, envelopes used, partial choices dropped and the rest left to CP-SAT.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "auto": ("auto", {}),
+    "cp-sat": ("cp-sat", {}),
+    "price": ("price", {"enumeration.fits": lambda combinations: False}),
+    "starved": (
+        "price",
+        {
+            "enumeration.fits": lambda combinations: False,
+            "elimination.CELLS": 12,
+            "elimination.ENVELOPE_FROM": 7,
+            "elimination.ENVELOPE_COST": 1,
+            "search.WIDTHS": (1, 3),
+        },
+    ),
+}
+
+
+@contextmanager
+def constants_of(way: str) -> Iterator[str]:
+    """Set the constants of one of the ``WAYS``; yields the engine's name."""
+    engine, constants = WAYS[way]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in constants.items():
+            patch.setattr(f"solvemut.solver.{name}", value)
+        yield engine
+
+
+def solve(spec: Spec, way: str = "auto", time_limit: float = 60.0, **options: Any) -> Solution:
+    """Solve in one of the ``WAYS``."""
+    with constants_of(way) as engine:
+        return build(spec).solve(time_limit=time_limit, engine=engine, **options)
 
 
 def build(spec: Spec) -> Program:

@@ -26,6 +26,7 @@ from strategies_program import (
     never_below,
     objectives,
     rank,
+    solve,
     specs,
 )
 
@@ -39,9 +40,9 @@ def solve_against_brute_force(spec: Spec) -> None:
     for way in WAYS:
         if truth is None:
             with pytest.raises(InfeasibleError):
-                build(spec).solve(time_limit=60, engine=way)
+                solve(spec, way)
         else:
-            assert_optimal(spec, build(spec).solve(time_limit=60, engine=way), truth)
+            assert_optimal(spec, solve(spec, way), truth)
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
@@ -70,14 +71,15 @@ def test_stages_are_lexicographic(stages, data):
 def test_a_wider_gap_is_kept_and_its_bound_holds(spec, gap):
     truth = best(spec)
     assume(truth is not None)
-    solution = build(spec).solve(time_limit=60, gap=gap)
-    assert_certified(spec, solution)
-    assert solution.status == "optimal"
-    assert never_below(solution.bound, truth[0], spec.senses[0])
-    distance = abs(Fraction(solution.bound) - Fraction(solution.objective))
-    scale = max(Fraction(1, 10**12), abs(Fraction(solution.objective)))
-    assert distance <= Fraction(gap) * scale * (1 + Fraction(1, 10**9))
-    assert solution.gap <= gap
+    for way in WAYS:
+        solution = solve(spec, way, gap=gap)
+        assert_certified(spec, solution)
+        assert solution.status == "optimal"
+        assert never_below(solution.bound, truth[0], spec.senses[0])
+        distance = abs(Fraction(solution.bound) - Fraction(solution.objective))
+        scale = max(Fraction(1, 10**12), abs(Fraction(solution.objective)))
+        assert distance <= Fraction(gap) * scale * (1 + Fraction(1, 10**9))
+        assert solution.gap <= gap
 
 
 @examples(30)
@@ -163,3 +165,15 @@ def test_every_point_of_a_frontier_is_the_best_for_what_it_costs(spec, points):
         assert rank(spec, objectives(spec, choice)) == rival
     spent = [exact(costs(spec, {n: s.choices[n] for n in spec.levels})[resource]) for s in frontier]
     assert spent == sorted(spent)
+
+
+def test_a_width_of_very_many_levels():
+    """The optimum is on a hyperbola: a * b <= 70,000, worth 3 a + 100,000 b."""
+    p = Program()
+    a, b = p.width("a", levels=range(1, 70_001)), p.width("b", levels=range(1, 4))
+    p.value(range(3, 210_001, 3), a)
+    p.value([100_000, 200_000, 300_000], b)
+    p.product("x", 1, a, b)
+    p.budget("x", 70_000)
+    solution = p.solve()
+    assert (solution[a], solution[b], solution.objective) == (23_333, 3, 369_999)

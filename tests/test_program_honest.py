@@ -16,7 +16,7 @@ import pytest
 from benchmarks_path import instances
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies_program import Budget, Spec, Term, assert_optimal, best, build, examples, never_below
+from strategies_program import WAYS, Budget, Spec, Term, assert_optimal, best, examples, never_below, solve
 
 from solvemut.errors import InfeasibleError, TimeLimitError
 from solvemut.program import Program
@@ -57,10 +57,30 @@ ADVERSARIAL = {
 }
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_adversarial_numbers(name):
+def test_adversarial_numbers(name, way):
     spec = ADVERSARIAL[name]
-    assert_optimal(spec, build(spec).solve(time_limit=60), best(spec))
+    assert_optimal(spec, solve(spec, way), best(spec))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_presolve_rule_that_cuts_off_the_optimum(way):
+    """CP-SAT 9.15 answers 0, "optimal", with its default presolve (google/or-tools#5293)."""
+    ten, zero = 10**17, (0, 0, 0)
+    spec = Spec(
+        levels={"a": (-5, 1), "b": (8, 16, 24), "c": (1, 2, 3, 4), "d": (2, 5, 6)},
+        values=(Term("vector", (0, 0, 32), ("d",), None, 0),),
+        costs=(
+            Term("table", ((0, 0, 11596000000), zero, zero), ("b", "d"), None, "x"),
+            Term("table", ((0, 216053712, 1838081016), (-13499836, 24064488, 204729084)), ("a", "b"), None, "y"),
+            Term("table", (zero, (-306804432301, 0, 0), (-230179133, 0, 0), (0, 0, -ten)), ("c", "d"), None, "y"),
+            Term("vector", (18235998, -9401), ("a",), None, "y"),
+            Term("scalar", -139995583162, (), None, "y"),
+        ),
+        budgets=(Budget("x", 47063269), Budget("y", -139991482581)),
+    )
+    assert_optimal(spec, solve(spec, way), (32,))
 
 
 NEAR = st.sampled_from(
@@ -81,11 +101,12 @@ def test_budgets_at_the_exact_cost_of_some_choice(data):
     unit = 1 if isinstance(limit, int) else limit * 2.0**-52
     spec = additive(values, costs, limit + data.draw(st.sampled_from([0, 0, -unit, unit])))
     truth = best(spec)
-    if truth is None:
-        with pytest.raises(InfeasibleError):
-            build(spec).solve(time_limit=60)
-    else:
-        assert_optimal(spec, build(spec).solve(time_limit=60), truth)
+    for way in WAYS:
+        if truth is None:
+            with pytest.raises(InfeasibleError):
+                solve(spec, way)
+        else:
+            assert_optimal(spec, solve(spec, way), truth)
 
 
 # -- bounds of searches that are cut short ---------------------------------------------------------------------------
