@@ -63,6 +63,8 @@ def search(
         parts = []
         block = max(1, entries // (plan.view.sizes[v] * len(guides)))
         for start in range(0, len(choices), block):
+            if start and over():
+                return Found(choices[:0], max(dropped, float(bounds[:, valued].min(axis=1).max(initial=-np.inf))))
             found = _extend(guides, v, buckets, choices[start : start + block], bounds[start : start + block], needs)
             parts.append((found[0] + start, found[1], found[2]))
         parents, levels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))

@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from ..errors import InfeasibleError
-from . import cpsat
+from . import auto, cpsat
 from .driver import Infeasible, Options
-from .engine import Answer, Request
+from .engine import Request
 from .exact import Number
 from .model import Clock, Row
 from .statement import Statement, total
 
 
+CONFIRM_SECONDS = 3.0
+
+
 def explain(statement: Statement, options: Options, found: Infeasible) -> InfeasibleError:
     """The error to raise: the minimal conflict, and for each budget in it the smallest value that would do."""
-    finder = _Finder(statement, options, Clock(max(1.0, options.time_limit)))
+    finder = Finder(statement, options.seed, Clock(max(2.0, options.time_limit)))
     conflict = finder.minimal()
-    smallest = finder.smallest(conflict) if finder.minimal_proven else {}
-    return InfeasibleError(_message(statement, conflict, smallest, finder.minimal_proven), conflict, smallest)
+    smallest = finder.smallest(conflict) if finder.sure else {}
+    confirmed = finder.confirmed(conflict)
+    return InfeasibleError(_message(statement, conflict, smallest, finder.sure, confirmed), conflict, smallest)
 
 
-class _Finder:
-    def __init__(self, statement: Statement, options: Options, clock: Clock) -> None:
-        self.statement, self.options, self.clock = statement, options, clock
-        self.minimal_proven = True
+@dataclass
+class Finder:
+    """Asks which parts of a statement cannot hold together."""
 
-    def infeasible(self, names: Collection[str]) -> bool | None:
-        """Whether these cannot hold together (None: no answer in time)."""
-        model = self.statement.model(0, names)
-        model = replace(model, objective=Row("nothing", ()))
-        answer = cpsat.solve(Request(model, self.clock, seed=self.options.seed, feasibility=True))
-        if answer.infeasible:
-            return True
-        return False if answer.choice is not None else None
+    statement: Statement
+    seed: int
+    clock: Clock
+    sure: bool = True  # no question was left unanswered
+    asked: dict[frozenset[str], bool] = field(default_factory=dict)
+
+    def infeasible(self, names: Collection[str]) -> bool:
+        """Whether these cannot hold together; where time runs out: no, and not sure any more."""
+        key = frozenset(names)
+        if key not in self.asked:
+            answer = auto.solve(self._request(names))
+            self.sure &= answer.infeasible or answer.choice is not None
+            self.asked[key] = answer.infeasible
+        return self.asked[key]
+
+    def _request(self, names: Collection[str]) -> Request:
+        model = replace(self.statement.model(0, names), objective=Row("nothing", ()))
+        return Request(model, self.clock, seed=self.seed, feasibility=True)
 
     def minimal(self) -> list[str]:
-        """Deletion filter: drop whatever is not needed; what is left is a conflict of which each part is needed."""
-        conflict = list(self.statement.names)
+        """A minimal conflict by dividing and conquering (QuickXplain), then each part's need verified."""
+        names = self.statement.names
+        conflict = self._within([], names) if self.infeasible(names) else names
         for name in list(conflict):
             rest = [other for other in conflict if other != name]
-            verdict = self.infeasible(rest)
-            if verdict is None:
-                self.minimal_proven = False
-            elif verdict:
+            if self.infeasible(rest):
                 conflict = rest
-        return conflict
+        return [name for name in names if name in conflict]
+
+    def _within(self, given: list[str], names: list[str]) -> list[str]:
+        """A smallest part of ``names`` that cannot hold together with ``given``."""
+        if given and self.infeasible(given):
+            return []
+        if len(names) == 1:
+            return names
+        half = len(names) // 2
+        second = self._within(given + names[:half], names[half:])
+        first = self._within(given + second, names[:half])
+        return first + second
+
+    def confirmed(self, conflict: list[str]) -> bool:
+        """Whether a second engine, CP-SAT on the conflict alone, comes to the same end."""
+        request = self._request(conflict)
+        request.clock = self.clock.part(CONFIRM_SECONDS)
+        return cpsat.solve(request).infeasible
 
     def smallest(self, conflict: list[str]) -> dict[str, Number]:
         """For each budget of the conflict, the limit that would do: all else as asked, or all else in the conflict."""
@@ -74,11 +102,13 @@ class _Finder:
 
     def _extreme(self, objective: Row, others: list[str]) -> Number | None:
         model = replace(self.statement.model(0, others), objective=objective)
-        answer: Answer = cpsat.solve(Request(model, self.clock, seed=self.options.seed))
+        answer = auto.solve(Request(model, self.clock, seed=self.seed))
         return answer.value if answer.finished else None
 
 
-def _message(statement: Statement, conflict: list[str], smallest: dict[str, Number], minimal: bool) -> str:
+def _message(
+    statement: Statement, conflict: list[str], smallest: dict[str, Number], minimal: bool, confirmed: bool
+) -> str:
     parts = []
     for name in conflict:
         if name in statement.budgets:
@@ -93,4 +123,5 @@ def _message(statement: Statement, conflict: list[str], smallest: dict[str, Numb
     if not parts:
         return "no choice satisfies the program"
     head = "these cannot hold together" if minimal else "these cannot hold together (the set may not be minimal)"
-    return f"{head}: " + "; ".join(parts)
+    tail = "" if confirmed else " (by one engine; a second one could not decide in time)"
+    return f"{head}: " + "; ".join(parts) + tail

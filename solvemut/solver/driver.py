@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import ProgramError, TimeLimitError
-from . import cpsat, enumeration, search as pricing
+from . import auto
 from .engine import Answer, Request, relative_gap
 from .exact import Number, nearest
 from .model import Choice, Clock, Model, Row
 from .solution import Progress, Solution
 from .statement import Statement, total
 
-ENGINES: dict[str, Callable[[Request], Answer]] = {"cp-sat": cpsat.solve, "enumeration": enumeration.solve, "price": pricing.solve}
+TICK_SECONDS = 0.1
 
 
 class Infeasible(Exception):
@@ -54,9 +54,16 @@ class Search:
     stage: int = 0
     phase: str = "start"
     known: Answer = field(default_factory=Answer)
+    told: float = 0.0
+
+    def tick(self) -> None:
+        """Report now and then."""
+        if self.clock.seconds - self.told >= TICK_SECONDS:
+            self.report()
 
     def report(self) -> None:
         """Tell the callback where the search stands; stop if it asks to."""
+        self.told = self.clock.seconds
         if self.options.callback is None or self.clock.stopped:
             return
         sign = 1 if self.statement.senses[self.stage] == "max" else -1
@@ -73,13 +80,6 @@ class Search:
             self.clock.stopped = True
 
 
-def engine_of(name: str) -> Callable[[Request], Answer]:
-    """The engine of a name."""
-    if name not in ENGINES:
-        raise ProgramError(f"no engine {name!r}; there are {', '.join(['auto', *ENGINES])}")
-    return ENGINES[name]
-
-
 def solve(statement: Statement, options: Options, clock: Clock | None = None) -> Solution:
     """Solve every stage in turn, each under what the ones before it reached."""
     clock = Clock(options.time_limit) if clock is None else clock
@@ -94,9 +94,8 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
         model = statement.model(stage, rows=rows)
         if answers:
             start = [choice for choice in [answers[-1].choice] if choice is not None]
-        solver = _choose(model, options.engine)
-        answer = _solve_stage(search, model, engine_of(solver), start)
-        solver = answer.engine or solver
+        answer = _solve_stage(search, model, auto.named(options.engine), start)
+        solver = answer.engine or options.engine
         if answer.infeasible and not answers:
             raise Infeasible(options.engine, clock)
         if answer.choice is None:
@@ -107,13 +106,6 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
         answers.append(answer)
         rows.append(replace(statement.objective(stage), lower=answer.value))
     return _solution(statement, options, answers, clock, solver)
-
-
-def _choose(model: Model, engine: str) -> str:
-    """The engine for a model, where the user leaves it to us."""
-    if engine != "auto":
-        return engine
-    return "enumeration" if enumeration.fits(model.combinations) else "price"
 
 
 def _starts(statement: Statement, options: Options) -> list[Choice]:
@@ -127,14 +119,18 @@ def _solve_stage(
     search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]
 ) -> Answer:
     options = search.options
-    request = Request(model, search.clock, options.gap, options.seed, tick=search.report)
+    request = Request(model, search.clock, options.gap, options.seed, tick=search.tick)
 
     def improved(choice: Choice, value: Number) -> None:
         if search.known.value is None or value > search.known.value:
             search.known.choice, search.known.value = choice, value
             search.report()
 
-    request.on_choice = improved
+    def bounded(bound: Number) -> None:
+        search.known.limit(bound)
+        search.report()
+
+    request.on_choice, request.on_bound = improved, bounded
     first = Answer()
     for choice in start:
         first.offer(request, choice)

@@ -11,16 +11,19 @@ over copies of the variable (mini-buckets): the maximum becomes an upper bound, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from .view import FORBIDDEN, View
 
-CELLS = 12_000_000  # the largest table of a bucket
+CELLS = 16_000_000  # the largest table of a bucket
+STORED = 48_000_000  # all tables of a sweep together
 ENVELOPE_FROM = 60_000  # cells from which an envelope beats a full table
 ENVELOPE_COST = 12
+HEAVY = 3_000_000  # cells of a sweep from which it is worth asking whether to go on
 
 
 @dataclass(eq=False)
@@ -61,15 +64,35 @@ class Plan:
     exact: bool
     slopes: dict[int, np.ndarray]  # envelope buckets: the common factor f
 
+    @cached_property
+    def work(self) -> float:
+        """How many cells a sweep looks at, about."""
+        return sum(self.cells(bucket) for bucket in self.buckets)
+
+    @cached_property
+    def stored(self) -> float:
+        """How many cells a sweep keeps."""
+        return sum(self.cells(bucket) / (ENVELOPE_COST if bucket.envelope else 1) for bucket in self.buckets)
+
+    def cells(self, bucket: Bucket) -> float:
+        """How many cells a bucket costs."""
+        separator = float(np.prod([float(self.view.sizes[u]) for u in bucket.separator]))
+        return separator * (ENVELOPE_COST if bucket.envelope else self.view.sizes[bucket.variable])
+
 
 def plan(view: View) -> Plan:
-    """Choose an order greedily by what each elimination costs."""
-    return _Planner(view).run()
+    """Choose an order greedily by what each elimination costs; split buckets so that all of them fit in memory."""
+    cells = CELLS
+    while True:
+        found = _Planner(view, cells).run()
+        if found.stored <= STORED or cells < 1 << 14:
+            return found
+        cells //= 4
 
 
 class _Planner:
-    def __init__(self, view: View) -> None:
-        self.view = view
+    def __init__(self, view: View, limit: int) -> None:
+        self.view, self.limit = view, limit
         self.items: list[Item] = []
         for i, dense in enumerate(view.dense):
             self.items.append(Item("dense", i, frozenset(dense.scope)))
@@ -136,11 +159,11 @@ class _Planner:
         scope = {u for key in keys for u in self.alive[key].scope} | {v}
         cells = self._cells(scope)
         factor = self._common_factor(v) if cells >= ENVELOPE_FROM else None
-        if factor is not None and self._cells(scope - {v}) <= CELLS and (
-            self._cells(scope - {v}) * ENVELOPE_COST < cells or cells > CELLS
+        if factor is not None and self._cells(scope - {v}) <= self.limit and (
+            self._cells(scope - {v}) * ENVELOPE_COST < cells or cells > self.limit
         ):
             groups, envelope = [keys], True
-        elif cells <= CELLS:
+        elif cells <= self.limit:
             groups, envelope = [keys], False
         else:
             groups, envelope = self._split(v, keys), False
@@ -153,7 +176,7 @@ class _Planner:
         groups: list[tuple[set[int], list[int]]] = []
         for key in sorted(keys, key=lambda k: (-self._cells(self.alive[k].scope), k)):
             for scope, group in groups:
-                if self._cells(scope | self.alive[key].scope) <= CELLS:
+                if self._cells(scope | self.alive[key].scope) <= self.limit:
                     scope |= self.alive[key].scope
                     group.append(key)
                     break
@@ -242,16 +265,22 @@ class Sweep:
             choice[0, v] = int(np.argmax(total))
         return choice[0]
 
-    def max_marginals(self) -> list[np.ndarray]:
+    def max_marginals(self, over: Callable[[], bool] = lambda: False) -> list[np.ndarray]:
         """For every variable, the largest total with each level forced (an upper bound with mini-buckets)."""
-        return _Marginals(self).run()
+        return _Marginals(self).run(over)
 
 
-def sweep(plan: Plan, weights: np.ndarray) -> Sweep:
-    """Run a plan for given row weights."""
+class Interrupted(Exception):
+    """A sweep was stopped before it came through."""
+
+
+def sweep(plan: Plan, weights: np.ndarray, over: Callable[[], bool] = lambda: False) -> Sweep:
+    """Run a plan for given row weights; raise Interrupted if ``over`` says so on the way."""
     view = plan.view
     found = Sweep(plan, weights, [], [], {}, {}, 0.0)
     for bucket in plan.buckets:
+        if plan.work > HEAVY and over():
+            raise Interrupted
         if bucket.envelope:
             _envelope_bucket(found, bucket)
         else:
@@ -368,8 +397,10 @@ class _Marginals:
         self.total, self.roots = found.maximum, roots
         self.marginal: list[np.ndarray] = [np.full(size, np.inf) for size in self.plan.view.sizes]
 
-    def run(self) -> list[np.ndarray]:
+    def run(self, over: Callable[[], bool]) -> list[np.ndarray]:
         for bucket in reversed(self.plan.buckets):
+            if self.plan.work > HEAVY and over():
+                raise Interrupted
             outside = self.outside[bucket.index]
             if bucket.parent is None:
                 outside = np.array(self.total - float(self.sweep.messages[bucket.index]))

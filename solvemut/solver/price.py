@@ -30,12 +30,14 @@ class Priced:
         return self.sweep.maximum + self.offset + self.margin
 
 
-def priced(plan: Plan, multipliers: np.ndarray, objective: float = 1.0) -> Priced:
+def priced(
+    plan: Plan, multipliers: np.ndarray, objective: float = 1.0, over: Callable[[], bool] = lambda: False
+) -> Priced:
     """Run the plan at some multipliers."""
     view = plan.view
     weights = view.weights(multipliers, objective)
     margin = view.margin(weights, multipliers)
-    return Priced(multipliers, sweep(plan, weights), view.offset(multipliers), margin, objective)
+    return Priced(multipliers, sweep(plan, weights, over), view.offset(multipliers), margin, objective)
 
 
 @dataclass(eq=False)
@@ -55,7 +57,7 @@ class Prices:
 
     def evaluate(self, multipliers: np.ndarray) -> Priced:
         """Price, offer the maximiser, and keep its cut."""
-        found = priced(self.plan, multipliers)
+        found = priced(self.plan, multipliers, over=self.over)
         self.sweeps += 1
         choice = found.sweep.maximiser()
         self.cut(choice)
@@ -71,7 +73,7 @@ class Prices:
 
     def minimise(self, start: np.ndarray, rounds: int, tolerance: float, floor: float) -> Priced:
         """Lower the bound from ``start`` until the model of the cuts agrees with it; stop below ``floor``."""
-        radius = np.maximum(1.0, np.abs(start))
+        radius = np.where(start != 0, 0.1 * np.abs(start), 1.0)
         centre = self.evaluate(start)
         for _ in range(rounds):
             if self.over() or not len(start) or centre.bound < floor:

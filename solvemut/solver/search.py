@@ -16,7 +16,7 @@ import numpy as np
 from . import beam, cpsat, enumeration
 from .aggregate import Extended, extend
 from .compact import Compact, compact
-from .elimination import Plan, plan
+from .elimination import HEAVY, Interrupted, Plan, plan
 from .engine import Answer, Request, settled
 from .exact import Number, simplify
 from .integral import integral
@@ -26,6 +26,9 @@ from .view import Coordinate, TooExtreme, View, view
 
 WIDTHS = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
 ROUNDS = 60  # of the multipliers, at most
+HEAVY_ROUNDS = 4  # where a sweep is long and good prices are known
+COARSE_LEVELS = 24
+GUIDE_CELLS = 150_000_000  # kept by all guides of a search together
 MOST_GUIDED = 8  # limits that get guides of their own
 FINISH_LEVELS = 600  # levels left up to which CP-SAT is asked to finish
 
@@ -50,7 +53,21 @@ class _Search:
         if self.request.hint is not None:
             self.answer.offer(self.request, self.request.hint)
         model = self.base = self._base()
+        try:
+            self._coarse()
+            return self._rounds(model)
+        except Interrupted:
+            return self.answer
+        except KeyboardInterrupt:
+            self.request.clock.stopped = True
+            if self.answer.choice is None:
+                raise
+            return self.answer
+
+    def _rounds(self, model: Model) -> Answer:
         while True:
+            if self.enough:
+                return self.answer
             reduced = compact(model)
             done = settled(reduced)
             if done is None and enumeration.fits(reduced.model.combinations):
@@ -77,6 +94,35 @@ class _Search:
             if not easy:
                 self.extended = extend(self.request.model)
         return self.request.model if self.extended is None else self.extended.model
+
+    def _coarse(self) -> None:
+        """Where a sweep is long, solve the model on a few levels of each variable first: for prices and a choice."""
+        reduced = compact(self.base)
+        if settled(reduced) is not None or not self._heavy(reduced):
+            return
+        kept = self.hint
+        domains = []
+        for v, domain in enumerate(self.base.domains):
+            if v >= len(self.request.model.domains) or len(domain) <= COARSE_LEVELS:
+                domains.append(domain)  # running sums keep all their levels
+                continue
+            at = np.unique(np.linspace(0, len(domain) - 1, COARSE_LEVELS).round().astype(int))
+            levels = domain[at] if kept is None else np.union1d(domain[at], [kept[v]])
+            domains.append(levels)
+        coarse = _Search(replace(
+            self.request, model=self.base.restricted(domains), gap=max(self.request.gap, Fraction(1, 5000)),
+            on_bound=lambda bound: None, hint=kept, clock=self.request.clock.part(0.3 * self.request.clock.left),
+        ))  # fmt: skip
+        coarse.run()
+        if coarse.answer.choice is not None:
+            self.offer(coarse.answer.choice)
+        self.multipliers = coarse.multipliers
+
+    def _heavy(self, reduced: Compact) -> bool:
+        try:
+            return plan(view(reduced.model)).work > 10 * HEAVY
+        except TooExtreme:
+            return False
 
     def offer(self, choice: Sequence[int]) -> bool:
         """Take a choice of the model worked on."""
@@ -110,6 +156,16 @@ class _Search:
         bounds = [b for b in (bound, self.removed, self.answer.value) if b is not None]
         self.answer.limit(max(bounds))
         self.request.on_bound(self.answer.bound if self.answer.bound is not None else bound)
+
+    @property
+    def enough(self) -> bool:
+        """Whether any feasible choice was asked for, and there is one."""
+        return self.request.feasibility and self.answer.choice is not None
+
+    def over(self) -> bool:
+        """Whether to stop, for lack of time or of anything left to do."""
+        self.request.tick()
+        return self.enough or self.request.clock.over
 
     @property
     def proven(self) -> bool:
@@ -158,35 +214,34 @@ class _Round:
             before, after = sum(self.view.sizes), sum(len(domain) for domain in domains)
             if after < 0.8 * before and after < before - 8:
                 return self._smaller(domains)
-            if self._search(best) or self.search.proven or self.request.clock.over:
+            if self._search(best) or self.search.proven or self.search.over():
                 return None
-            if self.search.tried >= len(WIDTHS):
+            if self.search.tried >= (2 if self.search.answer.choice is None else len(WIDTHS)):
                 return self._finish(domains)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _price(self) -> Priced | None:
         """Minimise the bound; None where that settles the matter."""
-        prices = Prices(self.plan, self._offer, lambda: self.request.clock.over)
+        prices = Prices(self.plan, self._offer, self.search.over)
         start = np.array([
             self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates
         ])  # fmt: skip
-        floor = -1.1 * float(self.view.magnitude[0]) - 1.0
-        best = prices.minimise(start, ROUNDS, 1e-8, floor)
-        if best.bound < floor and self._priced_out(best):
+        floor = -float(self.view.magnitude[0]) * (1 + 1e-9)  # no choice is worth less
+        known = bool(self.search.multipliers) and self.plan.work > 10 * HEAVY
+        best = prices.minimise(start, HEAVY_ROUNDS if known else ROUNDS, 1e-8, floor)
+        if self.search.enough:
+            return None
+        if best.bound < floor:  # nothing is left that keeps the limits
             self.search.complete()
             return None
         self.search.limit(self.view.outside(best.bound))
         for c, multiplier in zip(self.view.coordinates, best.multipliers, strict=True):
             self.search.multipliers[c.source, c.sign] = float(multiplier) * c.unit
-        if self.search.proven or self.request.clock.over:
+        if self.search.proven or self.search.over():
             self.search.answer.finished = self.search.proven
             return None
         return best
-
-    def _priced_out(self, best: Priced) -> bool:
-        """A bound below what any choice is worth: nothing is left that keeps the limits."""
-        return best.bound < -float(self.view.magnitude[0]) * (1 + 1e-9)
 
     def _offer(self, choice: np.ndarray) -> bool:
         return self.search.offer(self.reduced.decode([int(k) for k in choice]))
@@ -206,7 +261,7 @@ class _Round:
             return [np.arange(size) for size in self.view.sizes]
         self.search.drop()
         domains = []
-        for marginal in best.sweep.max_marginals():
+        for marginal in best.sweep.max_marginals(self.search.over):
             left = np.flatnonzero(marginal + best.offset + 2 * best.margin >= threshold)
             if not len(left):
                 return None
@@ -226,7 +281,7 @@ class _Round:
         self.search.tried += 1
         guides, compare = self._guides(best)
         self.search.drop()
-        found = beam.search(guides, self._threshold(), width, lambda: self.request.clock.over, compare)
+        found = beam.search(guides, self._threshold(), width, self.search.over, compare)
         self._offer_best(found.choices)
         if found.dropped == -np.inf:
             self.search.complete()
@@ -247,33 +302,40 @@ class _Round:
             self._offer(choices[i])
 
     def _guides(self, best: Priced) -> tuple[list[Priced], beam.Compare | None]:
-        """The bound itself, the bound at nearby prices, and each limit alone."""
+        """The bound itself, each limit alone and the bare objective, and the bound at nearby prices."""
         coordinates = self.view.coordinates
+        room = int(GUIDE_CELLS / max(1.0, self.plan.stored)) - 1
+        guided = range(len(coordinates))
+        signed = [(d, sign) for d in guided for sign in ((1.0, -1.0) if coordinates[d].free else (1.0,))]
+        compared = bool(coordinates) and len(signed) + 1 <= min(room, MOST_GUIDED + 1)
+        if not compared:
+            signed = signed[: max(0, min(room, MOST_GUIDED))]
         guides = [best]
-        guided = range(min(len(coordinates), MOST_GUIDED))
-        for d in guided:
-            for factor in (0.97, 1.03):
+        for d, sign in signed:
+            unit = np.zeros(len(coordinates))
+            unit[d] = sign
+            guides.append(self._priced(unit, 0.0))
+        compare = self._compare(guides, signed) if compared else None
+        for d, factor in [(d, factor) for d in guided for factor in (0.97, 1.03)]:
+            if len(guides) < min(room, 3 * MOST_GUIDED) and best.multipliers[d]:
                 moved = best.multipliers.copy()
                 moved[d] *= factor
-                if moved[d]:
-                    guides.append(priced(self.plan, moved))
-        alone: list[int] = []
-        both: list[int] = []
-        for d in guided:
-            for sign in (1.0, -1.0) if coordinates[d].free else (1.0,):
-                unit = np.zeros(len(coordinates))
-                unit[d] = sign
-                if sign > 0:
-                    alone.append(len(guides))
-                    both += [len(guides)] if coordinates[d].free else []
-                guides.append(priced(self.plan, unit, 0.0))
-        if len(coordinates) > MOST_GUIDED or not coordinates:
-            return guides, None
-        bare = priced(self.plan, np.zeros(len(coordinates)))
-        margins = [self._rounding(0, bare), *(self._rounding(coordinates[d].row, guides[alone[d]]) for d in guided)]
-        margins += [margins[1 + alone.index(g)] for g in both]
+                guides.append(self._priced(moved))
+        return guides, compare
+
+    def _compare(self, guides: list[Priced], signed: list[tuple[int, float]]) -> beam.Compare:
+        """Dominance by the bare objective, which is added to the guides, and by the limits alone."""
+        coordinates = self.view.coordinates
+        alone = [1 + i for i, (_, sign) in enumerate(signed) if sign > 0]
+        both = [1 + i for i, (d, sign) in enumerate(signed) if sign > 0 and coordinates[d].free]
+        bare = self._priced(np.zeros(len(coordinates)))
         guides.append(bare)
-        return guides, beam.Compare(len(guides) - 1, alone, both, np.array(margins))
+        rows = {g: coordinates[signed[g - 1][0]].row for g in alone}
+        margins = [self._rounding(0, bare), *(self._rounding(rows[g], guides[g]) for g in alone + both)]
+        return beam.Compare(len(guides) - 1, alone, both, np.array(margins))
+
+    def _priced(self, multipliers: np.ndarray, objective: float = 1.0) -> Priced:
+        return priced(self.plan, multipliers, objective, self.search.over)
 
     def _rounding(self, row: int, guide: Priced) -> float:
         """How far apart equal sums of a row may come out in floats: 0 where every partial sum is exact."""
