@@ -302,7 +302,7 @@ def report(outcomes: list[Outcome]) -> str:
 
 
 def figure(outcomes: list[Outcome], path: Path) -> None:
-    """Accuracy before and after the fine-tune, a point per seed and a bar for the mean, and the widths that are left."""
+    """Accuracy before and after the fine-tune (a point per seed, a bar for the mean), and the widths that are left."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -313,14 +313,14 @@ def figure(outcomes: list[Outcome], path: Path) -> None:
     names = list(METHODS)
     colours = [f"C{nr}" for nr in range(len(names))]
     dense = float(np.mean([outcome.dense for outcome in outcomes]))
-    for axes, when, title in ((left, "before", "pruned"), (middle, "after", "pruned and fine-tuned")):
+    for axes, when, title in ((left, "before", "pruned"), (middle, "after", "fine-tuned")):
         for nr, name in enumerate(names):
             found = [getattr(outcome, when) for outcome in outcomes if outcome.method == name]
             axes.scatter([nr] * len(found), found, s=18, alpha=0.6, c=colours[nr])
             axes.scatter([nr], [np.mean(found)], s=300, marker="_", c=colours[nr])
         axes.axhline(dense, color="gray", lw=1, ls="--")
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set(ylabel="test accuracy, %", title=f"{title} (dashed: as trained)")
+        axes.set(ylabel="test accuracy, %", title=f"{title} (as trained: dashed)")
 
     layers = [name for name in outcomes[0].plan.sizes if name != "head"]
     for nr, name in enumerate(names):
