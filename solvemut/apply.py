@@ -297,8 +297,8 @@ def _verify(plan: PlanRecord, model: nn.Module) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
         fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
-        device = next((t.device for t in fake.values()), torch.device("cpu"))
-        leaves = [_leaf(x, device) for x in spec["leaves"]]
+        like = next((t for t in fake.values() if t.is_floating_point()), torch.empty(0))
+        leaves = [_leaf(x, like) for x in spec["leaves"]]
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(spec["tree"]))
         try:
             model.eval()
@@ -316,7 +316,9 @@ def _verify(plan: PlanRecord, model: nn.Module) -> None:
         raise SolvemutError(f"the changed model would return shapes {shapes}, the plan says {list(plan.outputs)}")
 
 
-def _leaf(x: Any, device: torch.device) -> Any:
+def _leaf(x: Any, like: torch.Tensor) -> Any:
+    """An example input; floats come in the dtype of the model, which may have been cast since the capture."""
     if isinstance(x, dict):
-        return torch.empty(x["shape"], dtype=getattr(torch, x["dtype"]), device=device)
+        dtype = getattr(torch, x["dtype"])
+        return torch.empty(x["shape"], dtype=like.dtype if dtype.is_floating_point else dtype, device=like.device)
     return x

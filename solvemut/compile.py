@@ -1,9 +1,7 @@
 """Compile: coupled units, their values and requests become an integer program over block sizes, with its decoder.
 
-Units that stand in the same dims, constraints and costs are exchangeable, so an optimum keeps the most valuable n of
-such a *block*: the program chooses n. A block may have rows (the groups of a grouped convolution) and families (its
-input and its output channels): it then chooses how many rows stay and how many units each keeps. Blocks that a linear
-equation ties in pairs become one *choice* that lists what they can be together.
+The program has one width per *choice*: mostly one block, or several that equations tie to each other in pairs, listed
+by what they can be together. Costs are sums of products of sizes: constants, vectors and rank-one tables over choices.
 """
 
 from __future__ import annotations
@@ -16,26 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from .blocks import MOST_LEVELS, Block, Equation, Partition, Term, best_units, block_value
 from .constraints import Affine, Budget, Cost, Multiple, Relation, Request
-from .coupling import Coupling, Rows
+from .coupling import Coupling
 from .errors import RequestError
 from .flow import Extent
 from .labels import FIXED
 from .program import Program, RankOne, Solution, Width
-
-MOST_LEVELS = 4096  # what one choice may offer
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Exchangeable units: `families[f]` is [rows, units] (classes). Most blocks have one row and one family."""
-
-    families: tuple[np.ndarray, ...]
-    levels: np.ndarray  # [levels, 1 + families]: rows kept, units kept per row of each family
-
-    @property
-    def rows(self) -> int:
-        return self.families[0].shape[0]
 
 
 @dataclass(eq=False)
@@ -52,99 +37,52 @@ class Choice:
         self.picks = self.picks[mask]
 
 
-@dataclass(frozen=True, eq=False)
-class Term:
-    """Occurrences of a block's family in an extent: `times` per unit, of the total or per row."""
-
-    block: Block
-    family: int
-    times: Fraction
-    per_row: bool
-
-    def counts(self) -> np.ndarray:
-        """Its size at each level of the block."""
-        n = self.block.levels[:, 1 + self.family]
-        return n if self.per_row else n * self.block.levels[:, 0]
-
-
-@dataclass
-class Notes:
-    """What compiling did that the user should see."""
-
-    lines: list[str] = field(default_factory=list)
-
-
 class Compiler:
     """Builds the program for one coupling, one set of unit values and requests.
 
-    `value` has one finite number per unit class.
+    `value` has one finite number per unit class. With `join_requests` equations that the caller asked for may become
+    part of the choices, which is faster; without, they stay constraints that a conflict can name.
     """
 
     def __init__(
-        self, coupling: Coupling, value: np.ndarray, requests: Sequence[Request], round_to: int | None = None,
+        self,
+        coupling: Coupling,
+        value: np.ndarray,
+        requests: Sequence[Request],
+        round_to: int | None = None,
         keep: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+        join_requests: bool = True,
+    ) -> None:
         self.coupling, self.value = coupling, value
         self.frozen = coupling.frozen | (keep if keep is not None else False)
+        self.requests = list(requests)
         self.relations = [r for r in requests if isinstance(r, Relation)]
         self.multiples = [(r.size, r.divisor, r.remainder, str(r)) for r in requests if isinstance(r, Multiple)]
         self.budgets = [r for r in requests if isinstance(r, Budget)]
-        self.round_to = round_to
-        self.notes = Notes()
-        self.blocks: list[Block] = []
-        self.home: dict[int, tuple[Block, int]] = {}  # class -> its block and family
-        self.equations: list[tuple[list[tuple[Extent, int]], int, str]] = []
+        self.round_to, self.join_requests = round_to, join_requests
+        self.equations: list[Equation] = [
+            (
+                [(Extent(labels.reshape(-1)), c) for labels, c in link.parts],
+                link.constant,
+                f"{link.why}: {link.node.at()}",
+            )
+            for link in coupling.links
+        ]
+        self.partition = Partition(coupling, self.frozen, self._features())
+        self.equations += self.partition.ties
+        self.notes = list(self.partition.notes)
+        self.floors: list[tuple[list[tuple[Extent, int]], str]] = []
         self.program = Program()
-        self._extents: dict[int, tuple[Extent, int, list[Term]]] = {}
-
-    # -- blocks ----------------------------------------------------------------------------------------------------
 
     def compile(self) -> Program:
         """The program; `decode` reads its solutions."""
-        self._equations()
-        self._make_blocks()
-        self._make_choices()
+        self.choices = [Choice([b], np.arange(len(b.levels))[:, None]) for b in self.partition.blocks]
+        self.choice_of = {id(b): k for k, b in enumerate(self.partition.blocks)}
         self._round()
         self._join_choices()
         self._never_empty()
         self._state()
         return self.program
-
-    def _equations(self) -> None:
-        for link in self.coupling.links:
-            parts = [(Extent(labels.reshape(-1)), c) for labels, c in link.parts]
-            self.equations.append((parts, link.constant, f"{link.why}: {link.node.at()}"))
-
-    def _make_blocks(self) -> None:
-        """Refine the free units by every extent they stand in, then give rows their own blocks."""
-        block_of = np.where(self.frozen, -1, 0)
-        for labels in self._features():
-            block_of = self._refine(block_of, labels.reshape(-1))
-        clusters, loose = self._clusters(block_of)
-        for rows in loose:
-            self._tie_rows(rows)
-            for row in rows.units:
-                block_of = self._refine(block_of, row, classes=True)
-        taken = np.zeros(len(block_of), dtype=bool)
-        for families, removable in clusters:
-            self._row_blocks(families, removable)
-            for family in families:
-                taken[family] = True
-        for b in np.unique(block_of[(block_of >= 0) & ~taken & self._real()]):
-            units = np.flatnonzero((block_of == b) & ~taken)
-            levels = np.stack([np.ones(len(units) + 1, dtype=np.int64), np.arange(len(units) + 1)], axis=1)
-            self._add(Block((units[None, :],), levels))
-
-    def _real(self) -> np.ndarray:
-        real = np.ones(self.coupling.n_units, dtype=bool)
-        real[FIXED] = False
-        return real
-
-    def _add(self, block: Block) -> None:
-        self.blocks.append(block)
-        for f, units in enumerate(block.families):
-            for c in units.reshape(-1):
-                self.home[int(c)] = (block, f)
 
     def _features(self) -> Iterable[np.ndarray]:
         for e in self.coupling.sources.values():
@@ -166,123 +104,12 @@ class Compiler:
         for size, _, _, _ in self.multiples:
             yield size
 
-    def _refine(self, block_of: np.ndarray, labels: np.ndarray, classes: bool = False) -> np.ndarray:
-        """Split blocks by how often their units occur in `labels`."""
-        units = labels if classes else self.coupling.unit_of[labels]
-        units, counts = np.unique(units, return_counts=True)
-        free = block_of[units] >= 0
-        units, counts = units[free], counts[free]
-        if not len(units):
-            return block_of
-        pairs = np.stack([block_of[units], counts], axis=1)
-        _, group = np.unique(pairs, axis=0, return_inverse=True)
-        out = block_of.copy()
-        out[units] = block_of.max() + 1 + group.reshape(-1)
-        return out
-
-    # -- rows ------------------------------------------------------------------------------------------------------
-
-    def _clusters(self, block_of: np.ndarray) -> tuple[list[tuple[list[np.ndarray], bool]], list[Rows]]:
-        """Row structures that form blocks of their own, and those that only tie the sizes of others."""
-        families: dict[tuple[int, ...], list[Rows]] = {}
-        for rows in self.coupling.rows:
-            key = (rows.units.shape[0], *np.sort(rows.units, axis=1).reshape(-1).tolist())
-            families.setdefault(key, []).append(rows)
-        found = [(same[0].units, same) for same in families.values()]
-        keys = [{r.key for r in same} for _, same in found]
-        clusters: list[list[int]] = []
-        for i in range(len(found)):
-            touching = [c for c in clusters if any(keys[i] & keys[j] for j in c)]
-            clusters = [c for c in clusters if c not in touching] + [[i, *itertools.chain(*touching)]]
-        uses = np.zeros(len(block_of), dtype=np.int64)
-        for units, _ in found:
-            np.add.at(uses, units.reshape(-1), 1)
-        good, loose = [], []
-        for cluster in clusters:
-            members = [found[i] for i in sorted(cluster)]
-            free = [(u, same) for u, same in members if not self.frozen[u].all()]
-            if (
-                free
-                and all(self._is_uniform(u, block_of, uses) for u, _ in free)
-                and len({len(u) for u, _ in free}) == 1
-            ):
-                whole = len(free) == len(members)
-                good.append(([u for u, _ in free], whole and all(r.removable for _, same in free for r in same)))
-            else:
-                loose += [same[0] for _, same in members]
-        return good, loose
-
-    def _is_uniform(self, units: np.ndarray, block_of: np.ndarray, uses: np.ndarray) -> bool:
-        """All rows are alike: one block, every unit once, in no other row structure."""
-        blocks = np.unique(block_of[units])
-        return len(blocks) == 1 and blocks[0] >= 0 and bool((uses[units] == 1).all())
-
-    def _tie_rows(self, rows: Rows) -> None:
-        """Rows of unlike units: every row keeps equally many."""
-        first = rows.units[0]
-        for row in rows.units[1:]:
-            self.equations.append(
-                ([(_ClassExtent(first), 1), (_ClassExtent(row), -1)], 0, f"rows of equal size: {rows.node.at()}")
-            )
-
-    def _row_blocks(self, families: list[np.ndarray], removable: bool) -> None:
-        """Blocks for a cluster of rows: all sizes together while the list is short, else fewer freedoms, and a note."""
-        rows, sizes = families[0].shape[0], [u.shape[1] for u in families]
-        per_row = [np.arange(1, n + 1) for n in sizes]
-        kept = np.arange(1, rows + 1) if removable else np.array([rows])
-        if len(kept) * np.prod(sizes) <= MOST_LEVELS:
-            levels = _grid([kept, *per_row])
-        elif removable and np.prod(sizes) + rows <= MOST_LEVELS:
-            levels = np.unique(np.concatenate([
-                _grid([kept, *[np.array([n]) for n in sizes]]), _grid([np.array([rows]), *per_row])
-            ]), axis=0)  # fmt: skip
-            self.notes.lines.append(
-                f"{rows} groups of {sizes}: either whole groups go, or units of each group, not both"
-            )
-        else:
-            for units, n in zip(families, per_row, strict=True):
-                self._add(Block((units,), _grid([np.array([rows]), n])))
-            if removable:
-                self.notes.lines.append(f"{rows} groups of {sizes}: too many combinations, so no whole group goes")
-            return
-        self._add(Block(tuple(families), levels))
-
-    # -- sizes of extents ------------------------------------------------------------------------------------------
-
-    def extent(self, e: Extent) -> tuple[int, list[Term]]:
-        """An extent as a fixed number and terms over blocks."""
-        found = self._extents.get(id(e))
-        if found is None:
-            found = (e, *self._extent(e))
-            self._extents[id(e)] = found
-        return found[1], found[2]
-
-    def _extent(self, e: Extent) -> tuple[int, list[Term]]:
-        units = e.labels if isinstance(e, _ClassExtent) else self.coupling.units(e)
-        rows = units.shape[0] if e.per_row else 1
-        classes, counts = np.unique(units, return_counts=True)
-        constant = int(counts[self.frozen[classes]].sum())
-        if e.per_row and constant % rows:
-            raise RequestError("a grouped convolution has groups with unlike fixed channels")
-        terms: dict[tuple[int, int], list[Any]] = {}
-        for c, k in zip(classes.tolist(), counts.tolist(), strict=True):
-            if not self.frozen[c]:
-                block, f = self.home[c]
-                terms.setdefault((id(block), f), [block, f, 0])[2] += k
-        out = []
-        for block, f, occurrences in terms.values():
-            times = Fraction(occurrences, block.families[f].size)
-            if e.per_row and block.rows == 1:
-                times /= rows  # rows tied to equal size one by one
-            out.append(Term(block, f, times, e.per_row and block.rows > 1))
-        return constant // rows, out
-
     def linear(self, parts: Sequence[tuple[Extent, int]]) -> tuple[Fraction, dict[int, np.ndarray]]:
         """sum of coefficient * extent as a constant and, by choice number, a vector over its levels."""
         constant = Fraction(0)
         vectors: dict[int, Any] = {}
         for e, c in parts:
-            fixed, terms = self.extent(e)
+            fixed, terms = self.partition.extent(e)
             constant += fixed * c
             for t in terms:
                 k, vector = self._vector(t)
@@ -298,17 +125,12 @@ class Compiler:
 
     # -- choices ---------------------------------------------------------------------------------------------------
 
-    def _make_choices(self) -> None:
-        self.choices = [Choice([b], np.arange(len(b.levels))[:, None]) for b in self.blocks]
-        self.choice_of = {id(b): k for k, b in enumerate(self.blocks)}
-
     def _join_choices(self) -> None:
         """Equations over one choice filter its levels; equations over two join them, while the list stays short."""
-        for r in self.relations:
-            if r.sense == "==":
-                parts = [(e, c) for e, c, _ in r.left.terms] + [(e, -c) for e, c, _ in r.right.terms]
-                self.equations.append((parts, r.right.constant - r.left.constant, str(r)))
-        self.relations = [r for r in self.relations if r.sense != "=="]
+        if self.join_requests:
+            equal = [r for r in self.relations if r.sense == "=="]
+            self.equations += [(_parts(r), r.right.constant - r.left.constant, str(r)) for r in equal]
+            self.relations = [r for r in self.relations if r.sense != "=="]
         waiting = self.equations
         progress = True
         while progress:
@@ -341,7 +163,6 @@ class Compiler:
 
     def _never_empty(self) -> None:
         """No dim of a parameter may vanish."""
-        self.floors: list[tuple[list[tuple[Extent, int]], str]] = []
         for key, e in self.coupling.sources.items():
             if e.per_row:
                 continue
@@ -379,14 +200,14 @@ class Compiler:
                 if not fits.any():
                     full = np.array(v == v.max(), dtype=bool)
                     self.choices[k].keep(full)
-                    self.notes.lines.append(f"{name} stays at {whole.now}: no multiple of {self.round_to} fits")
+                    self.notes.append(f"{name} stays at {whole.now}: no multiple of {self.round_to} fits")
                 else:
                     self.choices[k].keep(fits)
             elif whole.now >= self.round_to:
                 size = Affine(((whole, 1, name),))
                 self.multiples.append((size, self.round_to, 0, f"{name} % {self.round_to} == 0"))
             else:
-                self.notes.lines.append(f"{name} is not rounded: it has only {whole.now} units")
+                self.notes.append(f"{name} is not rounded: it has only {whole.now} units")
 
     def extent_name(self, key: tuple[str, Any]) -> str:
         """A parameter dim as users call it."""
@@ -416,10 +237,10 @@ class Compiler:
         for parts, name in self.floors:
             self._linear_budget(name, parts, 1, None)
         for r in self.relations:
-            parts = [(e, c) for e, c, _ in r.left.terms] + [(e, -c) for e, c, _ in r.right.terms]
             total = r.right.constant - r.left.constant
-            upper, lower = (total, None) if r.sense == "<=" else (None, total)
-            self._linear_budget(str(r), parts, lower, upper)
+            self._linear_budget(
+                str(r), _parts(r), None if r.sense == "<=" else total, None if r.sense == ">=" else total
+            )
         for size, divisor, remainder, name in self.multiples:
             self._multiple(size, divisor, remainder, name)
         for budget in self.budgets:
@@ -539,6 +360,25 @@ class Compiler:
         (k,) = keys
         return Fraction(0), {k: (ci + vi.get(k, 0)) * (cj + vj.get(k, 0))}
 
+    def nearest(self, name: str) -> str | None:
+        """For a request on sizes that one choice decides: the nearest feasible sizes, in words."""
+        request = next((r for r in self.requests if str(r) == name), None)
+        if request is None or isinstance(request, Budget):
+            return None
+        left, right = (request.left, request.right) if isinstance(request, Relation) else (request.size, Affine(()))
+        parts = [(e, c) for e, c, _ in left.terms] + [(e, -c) for e, c, _ in right.terms]
+        constant, vectors = self.linear(parts)
+        constant += left.constant
+        found = {constant + v for x in vectors.values() for v in x.tolist()} if vectors else {constant}
+        if len(vectors) > 1:
+            return None
+        wanted = right.constant
+        below, above = [v for v in found if v <= wanted], [v for v in found if v >= wanted]
+        near = list(dict.fromkeys(str(v) for v in [*sorted(below)[-1:], *sorted(above)[:1]]))
+        if isinstance(request, Multiple):
+            return f"{left} can be {', '.join(str(v) for v in sorted(found)[:8])}{', …' if len(found) > 8 else ''}"
+        return f"the nearest feasible values of {left} are {' and '.join(near)}"
+
     # -- back ------------------------------------------------------------------------------------------------------
 
     def decode(self, solution: Solution) -> np.ndarray:
@@ -548,48 +388,8 @@ class Compiler:
         for choice in self.choices:
             pick = choice.picks[choice.width.levels.index(solution[choice.width])]
             for block, level in zip(choice.blocks, pick.tolist(), strict=True):
-                kept[_best(block, block.levels[level], self.value)] = True
+                kept[best_units(block, block.levels[level], self.value)] = True
         return kept
-
-
-class _ClassExtent(Extent):
-    """An extent whose labels are unit classes already."""
-
-
-def _grid(axes: Sequence[np.ndarray]) -> np.ndarray:
-    """All combinations, one per row."""
-    return np.stack([g.reshape(-1) for g in np.meshgrid(*axes, indexing="ij")], axis=1)
-
-
-def _ranked(units: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Units of each row by falling value; ties go to the lowest index."""
-    order = np.argsort(-value[units], axis=1, kind="stable")
-    return np.take_along_axis(units, order, axis=1)
-
-
-def block_value(block: Block, value: np.ndarray) -> np.ndarray:
-    """The largest value that a block can keep at each of its levels.
-
-    >>> b = Block((np.array([[1, 2, 3]]),), np.array([[1, 0], [1, 1], [1, 2], [1, 3]]))
-    >>> block_value(b, np.array([0.0, 1.0, 5.0, 2.0])).tolist()
-    [0.0, 5.0, 7.0, 8.0]
-    """
-    sums = []
-    for units in block.families:
-        prefix = np.cumsum(value[_ranked(units, value)], axis=1)
-        sums.append(np.concatenate([np.zeros((len(units), 1)), prefix], axis=1))
-    per_row = sum(s[:, block.levels[:, 1 + f]] for f, s in enumerate(sums))  # [rows, levels]
-    ranked = -np.sort(-np.asarray(per_row), axis=0)
-    total = np.cumsum(ranked, axis=0)
-    return total[block.levels[:, 0] - 1, np.arange(len(block.levels))]
-
-
-def _best(block: Block, level: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The units that stay at a level."""
-    chosen = [_ranked(units, value)[:, : level[1 + f]] for f, units in enumerate(block.families)]
-    worth = sum(value[c].sum(axis=1) for c in chosen)
-    rows = np.argsort(-np.asarray(worth), kind="stable")[: level[0]]
-    return np.concatenate([c[rows].reshape(-1) for c in chosen])
 
 
 def _add_product(tables: list[RankOne], a: np.ndarray, b: np.ndarray) -> None:
@@ -610,3 +410,8 @@ def _whole(x: Fraction) -> int | Fraction:
 
 def _whole_array(v: np.ndarray) -> np.ndarray:
     return np.array([_whole(Fraction(x)) for x in v.tolist()], dtype=object)
+
+
+def _parts(r: Relation) -> list[tuple[Extent, int]]:
+    """left - right of a relation, without its constants."""
+    return [(e, c) for e, c, _ in r.left.terms] + [(e, -c) for e, c, _ in r.right.terms]

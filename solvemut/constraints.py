@@ -115,6 +115,8 @@ class Relation:
     def __str__(self) -> str:
         return f"{self.left} {self.sense} {self.right}"
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, eq=False)
 class Multiple:
@@ -126,6 +128,8 @@ class Multiple:
 
     def __str__(self) -> str:
         return f"{self.size} % {self.divisor} == {self.remainder}"
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +182,8 @@ class Budget:
     def __str__(self) -> str:
         limit = int(self.limit) if self.limit.denominator == 1 else float(self.limit)
         return f"{self.cost.name} <= {limit}"
+
+    __repr__ = __str__
 
 
 Request = Relation | Multiple | Budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from .apply import Plan
 from .compile import Compiler
 from .constraints import Budget, Request, flat
 from .coupling import couple
-from .errors import RequestError, SolvemutError
+from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .plan import AttributeChange, PlanCost, as_lists
 from .program import Solution
@@ -39,6 +40,7 @@ class Problem:
         self.requests: list[Request] = []
         self.frozen = np.zeros(graph.coupling.n_units, dtype=bool)
         self.multiple: int | None = None
+        self.kept: list[str] = []
 
     def maximize(self, values: Values) -> None:
         """What keeping each unit is worth: a metric of solvemut.values, a dict by vertex, or a callable of a vertex."""
@@ -50,6 +52,7 @@ class Problem:
 
     def keep(self, *patterns: str) -> None:
         """Leave the outputs of these vertices (names, containers or globs) as they are."""
+        self.kept += patterns
         for pattern in patterns:
             for v in self.graph.match(pattern):
                 self.frozen[v.units] = True
@@ -69,13 +72,40 @@ class Problem:
         """
         start = time.perf_counter()
         value = unit_values(self.values, self.graph.model, self.graph)
-        compiler = Compiler(self.graph.coupling, value, self.requests, self.multiple, self.frozen)
+        compiler = self._compiler(value)
         program = compiler.compile()
         left = max(0.05 * time_limit, time_limit - (time.perf_counter() - start))
         with Reporter(progress) as reporter:
-            solution = program.solve(time_limit=left, gap=gap, seed=seed, callback=reporter)
+            try:
+                solution = program.solve(time_limit=left, gap=gap, seed=seed, callback=reporter)
+            except InfeasibleError as e:
+                raise self._explained(e, value, time_limit) from None
         kept = compiler.decode(solution)
         return self._plan(solution, kept, compiler, time.perf_counter() - start)
+
+    def _compiler(self, value: np.ndarray, join_requests: bool = True) -> Compiler:
+        return Compiler(self.graph.coupling, value, self.requests, self.multiple, self.frozen, join_requests)
+
+    def _explained(self, error: InfeasibleError, value: np.ndarray, time_limit: float) -> InfeasibleError:
+        """The conflict in the words of the request: what cannot hold, and what could."""
+        compiler = self._compiler(value, join_requests=False)  # equations that were asked for can be named too
+        program = compiler.compile()
+        with contextlib.suppress(TimeLimitError):
+            try:
+                program.solve(time_limit=time_limit, gap=1.0)
+            except InfeasibleError as e:
+                error = e
+        lines = []
+        for name in error.conflict:
+            would_do = compiler.nearest(name) if len(error.conflict) == 1 else None
+            if would_do is None and "%" not in name and (limit := error.smallest.get(name)) is not None:
+                would_do = f"the nearest limit that would do is {limit}"
+            lines.append(f"{name}" + (f": {would_do}" if would_do else ""))
+        given = [f"round_to={self.multiple}"] if self.multiple else []
+        given += [f"keep={list(self.kept)}"] if self.kept else []
+        head = "no plan satisfies " + ("this request" if len(lines) == 1 else f"these {len(lines)} requests together")
+        text = head + (f" (given {', '.join(given)})" if given else "") + ":\n  " + "\n  ".join(lines)
+        return InfeasibleError(text, error.conflict, error.smallest)
 
     def _plan(self, solution: Solution, kept: np.ndarray, compiler: Compiler, seconds: float) -> Plan:
         graph, trace = self.graph, self.graph.trace
@@ -90,7 +120,7 @@ class Problem:
             {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
             _indices(resized), _shapes(graph, resized), costs,
             tuple(_attribute(a, trace.attributes[a], v) for a, v in resized.attributes.items()),
-            (*graph.notes, *compiler.notes.lines),
+            (*graph.notes, *compiler.notes),
             trace.root,
             _values_name(self.values),
             graph.example,

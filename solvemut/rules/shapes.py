@@ -70,8 +70,8 @@ def _squeeze(flow: Flow, node: Node) -> Labels:
 def _expand(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     lead = len(node.shape) - x.ndim
-    size = node.args.get("size")
-    for f in x.factors if size is not None else ():
+    size = node.args.get("size", [-1] * len(node.shape))
+    for f in x.factors:
         flow.rectangle(f.labels, [("size", lead + d) if size[lead + d] != -1 else None for d in f.dims])
     return x.renamed(node.shape, {d: d + lead for d in range(x.ndim)})
 

@@ -1,0 +1,250 @@
+"""Blocks: exchangeable units, and what sizes they can have.
+
+Units that stand in the same dims, constraints and costs are exchangeable, so an optimum keeps the most valuable n of
+such a block. A block may have rows (the groups of a grouped convolution) and families (its input and its output
+channels): then a level says how many rows stay and how many units of each family every row keeps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .coupling import Coupling, Rows
+from .errors import RequestError
+from .flow import Extent
+from .labels import FIXED
+
+MOST_LEVELS = 4096  # what one choice may offer
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Exchangeable units: `families[f]` is [rows, units] (classes). Most blocks have one row and one family."""
+
+    families: tuple[np.ndarray, ...]
+    levels: np.ndarray  # [levels, 1 + families]: rows kept, units kept per row of each family
+
+    @property
+    def rows(self) -> int:
+        return self.families[0].shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """Occurrences of a block's family in an extent: `times` per unit, of the total or per row."""
+
+    block: Block
+    family: int
+    times: Fraction
+    per_row: bool
+
+    def counts(self) -> np.ndarray:
+        """Its size at each level of the block."""
+        n = self.block.levels[:, 1 + self.family]
+        return n if self.per_row else n * self.block.levels[:, 0]
+
+
+class ClassExtent(Extent):
+    """An extent whose labels are unit classes already."""
+
+
+Equation = tuple[list[tuple[Extent, int]], int, str]  # sum of coefficient * extent == number, and its name
+
+
+class Partition:
+    """The free units of a coupling in blocks.
+
+    `features` are label arrays that tell units apart by how often they occur; `ties` are the equations that rows
+    of unlike units demand; `notes` say what freedom was left out.
+    """
+
+    def __init__(self, coupling: Coupling, frozen: np.ndarray, features: Iterable[np.ndarray]) -> None:
+        self.coupling, self.frozen = coupling, frozen
+        self.blocks: list[Block] = []
+        self.home: dict[int, tuple[Block, int]] = {}  # class -> its block and family
+        self.ties: list[Equation] = []
+        self.notes: list[str] = []
+        self._extents: dict[int, tuple[Extent, int, list[Term]]] = {}
+        self._make_blocks(features)
+
+    def _make_blocks(self, features: Iterable[np.ndarray]) -> None:
+        """Refine the free units by every extent they stand in, then give rows their own blocks."""
+        block_of = np.where(self.frozen, -1, 0)
+        for labels in features:
+            block_of = self._refine(block_of, labels.reshape(-1))
+        clusters, loose = self._clusters(block_of)
+        for rows in loose:
+            self._tie_rows(rows)
+            for row in rows.units:
+                block_of = self._refine(block_of, row, classes=True)
+        taken = np.zeros(len(block_of), dtype=bool)
+        for families, removable in clusters:
+            self._row_blocks(families, removable)
+            for family in families:
+                taken[family] = True
+        for b in np.unique(block_of[(block_of >= 0) & ~taken & self._real()]):
+            units = np.flatnonzero((block_of == b) & ~taken)
+            levels = np.stack([np.ones(len(units) + 1, dtype=np.int64), np.arange(len(units) + 1)], axis=1)
+            self._add(Block((units[None, :],), levels))
+
+    def _real(self) -> np.ndarray:
+        real = np.ones(self.coupling.n_units, dtype=bool)
+        real[FIXED] = False
+        return real
+
+    def _add(self, block: Block) -> None:
+        self.blocks.append(block)
+        for f, units in enumerate(block.families):
+            for c in units.reshape(-1):
+                self.home[int(c)] = (block, f)
+
+    def _refine(self, block_of: np.ndarray, labels: np.ndarray, classes: bool = False) -> np.ndarray:
+        """Split blocks by how often their units occur in `labels`."""
+        units = labels if classes else self.coupling.unit_of[labels]
+        units, counts = np.unique(units, return_counts=True)
+        free = block_of[units] >= 0
+        units, counts = units[free], counts[free]
+        if not len(units):
+            return block_of
+        pairs = np.stack([block_of[units], counts], axis=1)
+        _, group = np.unique(pairs, axis=0, return_inverse=True)
+        out = block_of.copy()
+        out[units] = block_of.max() + 1 + group.reshape(-1)
+        return out
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def _clusters(self, block_of: np.ndarray) -> tuple[list[tuple[list[np.ndarray], bool]], list[Rows]]:
+        """Row structures that form blocks of their own, and those that only tie the sizes of others."""
+        families: dict[tuple[int, ...], list[Rows]] = {}
+        for rows in self.coupling.rows:
+            key = (rows.units.shape[0], *np.sort(rows.units, axis=1).reshape(-1).tolist())
+            families.setdefault(key, []).append(rows)
+        found = [(same[0].units, same) for same in families.values()]
+        keys = [{r.key for r in same} for _, same in found]
+        clusters: list[list[int]] = []
+        for i in range(len(found)):
+            touching = [c for c in clusters if any(keys[i] & keys[j] for j in c)]
+            clusters = [c for c in clusters if c not in touching] + [[i, *itertools.chain(*touching)]]
+        uses = np.zeros(len(block_of), dtype=np.int64)
+        for units, _ in found:
+            np.add.at(uses, units.reshape(-1), 1)
+        good, loose = [], []
+        for cluster in clusters:
+            members = [found[i] for i in sorted(cluster)]
+            free = [(u, same) for u, same in members if not self.frozen[u].all()]
+            if (
+                free
+                and all(self._is_uniform(u, block_of, uses) for u, _ in free)
+                and len({len(u) for u, _ in free}) == 1
+            ):
+                whole = len(free) == len(members)
+                good.append(([u for u, _ in free], whole and all(r.removable for _, same in free for r in same)))
+            else:
+                loose += [same[0] for _, same in members]
+        return good, loose
+
+    def _is_uniform(self, units: np.ndarray, block_of: np.ndarray, uses: np.ndarray) -> bool:
+        """All rows are alike: one block, every unit once, in no other row structure."""
+        blocks = np.unique(block_of[units])
+        return len(blocks) == 1 and blocks[0] >= 0 and bool((uses[units] == 1).all())
+
+    def _tie_rows(self, rows: Rows) -> None:
+        """Rows of unlike units: every row keeps equally many."""
+        first = rows.units[0]
+        for row in rows.units[1:]:
+            self.ties.append(
+                ([(ClassExtent(first), 1), (ClassExtent(row), -1)], 0, f"rows of equal size: {rows.node.at()}")
+            )
+
+    def _row_blocks(self, families: list[np.ndarray], removable: bool) -> None:
+        """Blocks for a cluster of rows: all sizes together while the list is short, else fewer freedoms, and a note."""
+        rows, sizes = families[0].shape[0], [u.shape[1] for u in families]
+        per_row = [np.arange(1, n + 1) for n in sizes]
+        kept = np.arange(1, rows + 1) if removable else np.array([rows])
+        if len(kept) * np.prod(sizes) <= MOST_LEVELS:
+            levels = _grid([kept, *per_row])
+        elif removable and np.prod(sizes) + rows <= MOST_LEVELS:
+            levels = np.unique(np.concatenate([
+                _grid([kept, *[np.array([n]) for n in sizes]]), _grid([np.array([rows]), *per_row])
+            ]), axis=0)  # fmt: skip
+            self.notes.append(f"{rows} groups of {sizes}: either whole groups go, or units of each group, not both")
+        else:
+            for units, n in zip(families, per_row, strict=True):
+                self._add(Block((units,), _grid([np.array([rows]), n])))
+            if removable:
+                self.notes.append(f"{rows} groups of {sizes}: too many combinations, so no whole group goes")
+            return
+        self._add(Block(tuple(families), levels))
+
+    # -- sizes of extents ------------------------------------------------------------------------------------------
+
+    def extent(self, e: Extent) -> tuple[int, list[Term]]:
+        """An extent as a fixed number and terms over blocks."""
+        found = self._extents.get(id(e))
+        if found is None:
+            found = (e, *self._extent(e))
+            self._extents[id(e)] = found
+        return found[1], found[2]
+
+    def _extent(self, e: Extent) -> tuple[int, list[Term]]:
+        units = e.labels if isinstance(e, ClassExtent) else self.coupling.units(e)
+        rows = units.shape[0] if e.per_row else 1
+        classes, counts = np.unique(units, return_counts=True)
+        constant = int(counts[self.frozen[classes]].sum())
+        if e.per_row and constant % rows:
+            raise RequestError("a grouped convolution has groups with unlike fixed channels")
+        terms: dict[tuple[int, int], list[Any]] = {}
+        for c, k in zip(classes.tolist(), counts.tolist(), strict=True):
+            if not self.frozen[c]:
+                block, f = self.home[c]
+                terms.setdefault((id(block), f), [block, f, 0])[2] += k
+        out = []
+        for block, f, occurrences in terms.values():
+            times = Fraction(occurrences, block.families[f].size)
+            if e.per_row and block.rows == 1:
+                times /= rows  # rows tied to equal size one by one
+            out.append(Term(block, f, times, e.per_row and block.rows > 1))
+        return constant // rows, out
+
+
+def _grid(axes: Sequence[np.ndarray]) -> np.ndarray:
+    """All combinations, one per row."""
+    return np.stack([g.reshape(-1) for g in np.meshgrid(*axes, indexing="ij")], axis=1)
+
+
+def _ranked(units: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Units of each row by falling value; ties go to the lowest index."""
+    order = np.argsort(-value[units], axis=1, kind="stable")
+    return np.take_along_axis(units, order, axis=1)
+
+
+def block_value(block: Block, value: np.ndarray) -> np.ndarray:
+    """The largest value that a block can keep at each of its levels.
+
+    >>> b = Block((np.array([[1, 2, 3]]),), np.array([[1, 0], [1, 1], [1, 2], [1, 3]]))
+    >>> block_value(b, np.array([0.0, 1.0, 5.0, 2.0])).tolist()
+    [0.0, 5.0, 7.0, 8.0]
+    """
+    sums = []
+    for units in block.families:
+        prefix = np.cumsum(value[_ranked(units, value)], axis=1)
+        sums.append(np.concatenate([np.zeros((len(units), 1)), prefix], axis=1))
+    per_row = sum(s[:, block.levels[:, 1 + f]] for f, s in enumerate(sums))  # [rows, levels]
+    ranked = -np.sort(-np.asarray(per_row), axis=0)
+    total = np.cumsum(ranked, axis=0)
+    return total[block.levels[:, 0] - 1, np.arange(len(block.levels))]
+
+
+def best_units(block: Block, level: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The units that stay at a level."""
+    chosen = [_ranked(units, value)[:, : level[1 + f]] for f, units in enumerate(block.families)]
+    worth = sum(value[c].sum(axis=1) for c in chosen)
+    rows = np.argsort(-np.asarray(worth), kind="stable")[: level[0]]
+    return np.concatenate([c[rows].reshape(-1) for c in chosen])
