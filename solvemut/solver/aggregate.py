@@ -19,6 +19,7 @@ from .exact import RankOne, array, common_divisor, denominator, integers
 from .model import Choice, Model, Row, Term
 
 MOST_SUMS = 3000  # levels of a running sum
+MOST_SPREAD = 1 << 20  # between the least and the largest sum
 SMALLEST = 2  # fewer widths than this need no sum
 
 Part = tuple[int, tuple[int, ...]]  # a width and its factor, as primitive integers
@@ -130,20 +131,25 @@ def _chosen(families: list[list[Reader]], sizes: Sequence[int]) -> list[list[Rea
 
 
 def _count_sums(parts: frozenset[Part]) -> int:
-    sums = np.array([0], dtype=object)
+    reach: Sequence[int] = (0,)
     for _, factor in sorted(parts):
-        sums = _sums(sums, factor)
-        if len(sums) > MOST_SUMS:
-            return len(sums)
-    return len(sums)
+        reach = _sums(reach, factor)
+        if len(reach) > MOST_SUMS:
+            break
+    return len(reach)
 
 
-def _sums(before: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """The sums that can occur after one more part."""
-    wide = np.add.outer(before.astype(object), np.array(factor, dtype=object)).reshape(-1)
-    if max(abs(int(wide.max())), abs(int(wide.min()))) < 2**62:
-        return np.unique(wide.astype(np.int64))
-    return np.array(sorted(set(wide)), dtype=object)
+def _sums(before: Sequence[int], factor: Sequence[int]) -> tuple[int, ...]:
+    """The sums that can occur after one more part, sorted; far too many to be of use where they spread too far."""
+    low, other = min(before), min(factor)
+    if max(before) - low + max(factor) - other > MOST_SPREAD:
+        return tuple(range(MOST_SUMS + 1))
+    bits = sum(1 << x - low for x in set(before))
+    reach = 0
+    for x in set(factor):
+        reach |= bits << x - other
+    text = bin(reach)[:1:-1]
+    return tuple(low + other + i for i, bit in enumerate(text) if bit == "1")
 
 
 class _Builder:
@@ -174,12 +180,12 @@ class _Builder:
         if parts in self.known:
             return self.known[parts]
         if len(parts) == 2:
-            before, first = parts[0][0], np.array(parts[0][1], dtype=object)
+            before, first = parts[0][0], parts[0][1]
         else:
             before = self._sum(parts[:-1])
-            first = np.array(self.sums[before - len(self.model.domains)][1], dtype=object)
+            first = self.sums[before - len(self.model.domains)][1]
         last, factor = parts[-1]
-        levels = tuple(int(x) for x in _sums(first, factor))
+        levels = _sums(first, factor)
         variable = len(self.domains)
         self.domains.append(np.arange(len(levels)))
         self.sums.append((parts, levels))

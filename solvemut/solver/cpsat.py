@@ -223,6 +223,7 @@ class _Run:
         parameters.max_time_in_seconds = max(0.001, self.request.clock.left)
         parameters.relative_gap_limit = float(self.request.gap) * 0.5
         parameters.catch_sigint_signal = False
+        parameters.presolve_inclusion_work_limit = 0  # that rule cuts off optima in 9.15: google/or-tools#5293
         if self.request.workers > 1:
             parameters.interleave_search = True
 
@@ -293,7 +294,7 @@ def in_thread(work: Callable[[], int], stop: Callable[[], None], request: Reques
             if thread.is_alive():
                 request.tick()
         except KeyboardInterrupt:
-            request.clock.stopped = True
+            request.clock.stop()
         if request.clock.over and thread.is_alive() and not asked and request.clock.stopped:
             stop()
             asked = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import ProgramError, TimeLimitError
-from . import auto
+from . import auto, enumeration
 from .engine import Answer, Request, relative_gap
 from .exact import Number, nearest
 from .model import Choice, Clock, Model, Row
@@ -15,6 +15,7 @@ from .solution import Progress, Solution
 from .statement import Statement, total
 
 TICK_SECONDS = 0.1
+BISECTIONS = 6
 
 
 class Infeasible(Exception):
@@ -75,9 +76,9 @@ class Search:
         )  # fmt: skip
         try:
             if self.options.callback(progress) is True:
-                self.clock.stopped = True
+                self.clock.stop()
         except KeyboardInterrupt:
-            self.clock.stopped = True
+            self.clock.stop()
 
 
 def solve(statement: Statement, options: Options, clock: Clock | None = None) -> Solution:
@@ -109,10 +110,37 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
 
 
 def _starts(statement: Statement, options: Options) -> list[Choice]:
+    """Choices to try first: the ones given, the hint, and every width at the same fraction of its levels."""
     found = list(options.start)
     if statement.hint:
         found.append(tuple(statement.hint.get(v, 0) for v in range(len(statement.widths))))
     return found
+
+
+def _uniform(statement: Statement, fraction: float) -> Choice:
+    """Every width at a fraction of its levels in order of size; fixed ones as fixed; switches on."""
+    found = []
+    for width in statement.widths:
+        order = sorted(range(len(width.levels)), key=lambda k: width.levels[k])
+        at = 1.0 if width.is_switch else fraction
+        found.append(statement.fixed.get(width.index, order[round(at * (len(order) - 1))]))
+    return tuple(found)
+
+
+def _first(statement: Statement, model: Model, request: Request, start: Sequence[Choice]) -> Answer:
+    """An incumbent at once, where one is easy: what is given, and the largest uniform choice that is feasible."""
+    first = Answer()
+    for choice in start:
+        first.offer(request, choice)
+        request.hint = first.choice if first.choice is not None else choice
+    low, high = 0.0, 1.0
+    if enumeration.fits(model.combinations) or first.offer(request, _uniform(statement, 1.0)):
+        return first
+    if first.offer(request, _uniform(statement, 0.0)):
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if first.offer(request, _uniform(statement, middle)) else (low, middle)
+    return first
 
 
 def _solve_stage(
@@ -131,10 +159,8 @@ def _solve_stage(
         search.report()
 
     request.on_choice, request.on_bound = improved, bounded
-    first = Answer()
-    for choice in start:
-        first.offer(request, choice)
-        request.hint = first.choice if first.choice is not None else choice
+    first = _first(search.statement, model, request, start)
+    request.hint = first.choice or request.hint
     answer = engine(request)
     if first.choice is not None and (answer.value is None or first.value > answer.value):
         answer.choice, answer.value, answer.infeasible = first.choice, first.value, False

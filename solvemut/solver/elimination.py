@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 import numpy as np
 
@@ -76,7 +77,7 @@ class Plan:
 
     def cells(self, bucket: Bucket) -> float:
         """How many cells a bucket costs."""
-        separator = float(np.prod([float(self.view.sizes[u]) for u in bucket.separator]))
+        separator = float(prod([self.view.sizes[u] for u in bucket.separator]))
         return separator * (ENVELOPE_COST if bucket.envelope else self.view.sizes[bucket.variable])
 
 
@@ -125,7 +126,7 @@ class _Planner:
         return Plan(self.view, self.buckets, self.steps, self.exact, self.slopes)
 
     def _cells(self, scope: Iterable[int]) -> float:
-        return float(np.prod([float(self.view.sizes[u]) for u in scope]))
+        return float(prod([self.view.sizes[u] for u in scope]))
 
     def _cost(self, v: int) -> float:
         scope = {u for key in self.touching[v] for u in self.alive[key].scope} | {v}
@@ -143,16 +144,11 @@ class _Planner:
         return self.factors[v]
 
     def _find_factor(self, v: int) -> np.ndarray | None:
-        common = None
-        for key in self.touching[v]:
-            if self.alive[key].kind != "rank":
-                continue
-            vector = own_factor(self.view, self.alive[key].index, v)
-            if common is None:
-                common = vector
-            elif not proportional(common, vector):
-                return None
-        return common
+        ranks = [self.alive[key].index for key in self.touching[v] if self.alive[key].kind == "rank"]
+        if not ranks:
+            return None
+        vectors = np.stack([own_factor(self.view, rank, v) for rank in sorted(ranks)])
+        return vectors[0] if proportional(vectors) else None
 
     def _eliminate(self, v: int) -> None:
         keys = sorted(self.touching[v])
@@ -219,12 +215,13 @@ def other_side(view: View, rank: int, v: int) -> tuple[int, np.ndarray]:
     return (found.scope[1], found.second) if found.scope[0] == v else (found.scope[0], found.first)
 
 
-def proportional(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two vectors agree up to a factor (to rounding)."""
-    at = int(np.argmax(np.abs(one)))
-    if one[at] == 0 or other[at] == 0:
+def proportional(vectors: np.ndarray) -> bool:
+    """Whether the rows agree up to a factor each (to rounding)."""
+    at = int(np.argmax(np.abs(vectors[0])))
+    if (vectors[:, at] == 0).any():
         return False
-    return bool(np.allclose(one * (other[at] / one[at]), other, rtol=1e-15, atol=0.0))
+    expected = np.multiply.outer(vectors[:, at] / vectors[0, at], vectors[0])
+    return bool((np.abs(vectors - expected) <= 1e-15 * np.abs(expected)).all())
 
 
 # -- sweeps ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ variables, counted only where its switch (if it has one) stands at index 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from time import monotonic
 
@@ -112,13 +112,21 @@ class Model:
         return product
 
 
-@dataclass
 class Clock:
-    """When to stop: a deadline, or somebody asking to."""
+    """When to stop: a deadline, or somebody asking to. Parts of a clock share the asking."""
 
-    limit: float
-    start: float = field(default_factory=monotonic)
-    stopped: bool = False
+    def __init__(self, limit: float, asked: list[bool] | None = None) -> None:
+        self.limit, self.start = limit, monotonic()
+        self._asked = [False] if asked is None else asked
+
+    def stop(self) -> None:
+        """Stop this clock and all it is part of."""
+        self._asked[0] = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._asked[0]
 
     @property
     def seconds(self) -> float:
@@ -136,50 +144,4 @@ class Clock:
 
     def part(self, seconds: float) -> Clock:
         """A clock for a step that may take at most so long."""
-        return Clock(min(self.left, seconds))
-
-
-@dataclass
-class Incumbent:
-    """The best exact choice so far and the best proven bound; shared by all engines of one search.
-
-    Every candidate is checked in exact arithmetic before it counts, so no engine's tolerance reaches the answer.
-    """
-
-    model: Model
-    choice: Choice | None = None
-    value: Number | None = None
-    bound: Number | None = None
-    notify: Callable[[], None] = lambda: None
-
-    def offer(self, choice: Sequence[int]) -> bool:
-        """Take a choice if it is feasible and better than what is known."""
-        candidate = tuple(int(k) for k in choice)
-        if candidate == self.choice or not self.model.feasible(candidate):
-            return False
-        value = self.model.objective.at(candidate)
-        if self.value is not None and value <= self.value:
-            return False
-        self.choice, self.value = candidate, value
-        self.notify()
-        return True
-
-    def limit(self, bound: Number) -> None:
-        """Take a proven upper bound if it is tighter."""
-        if self.bound is None or bound < self.bound:
-            self.bound = simplify(bound)
-            self.notify()
-
-    @property
-    def gap(self) -> Number | None:
-        """Relative gap, exact; None while either side is unknown."""
-        if self.value is None or self.bound is None:
-            return None
-        if self.bound <= self.value:
-            return 0
-        return Fraction(self.bound - self.value) / max(Fraction(1, 10**12), abs(Fraction(self.value)))
-
-    def within(self, gap: Number) -> bool:
-        """Whether the gap asked for is proven."""
-        found = self.gap
-        return found is not None and found <= gap
+        return Clock(min(self.left, seconds), self._asked)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import prod
 
 import numpy as np
 
@@ -27,10 +28,10 @@ from .view import Coordinate, TooExtreme, View, view
 WIDTHS = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
 ROUNDS = 60  # of the multipliers, at most
 HEAVY_ROUNDS = 4  # where a sweep is long and good prices are known
-COARSE_LEVELS = 24
+COARSE_GAP = Fraction(1, 5000)
 GUIDE_CELLS = 150_000_000  # kept by all guides of a search together
 MOST_GUIDED = 8  # limits that get guides of their own
-FINISH_LEVELS = 600  # levels left up to which CP-SAT is asked to finish
+FINISH_CELLS = 2_000_000  # of all tables left, up to which CP-SAT is asked to finish
 
 Key = tuple[int, float]
 
@@ -46,20 +47,22 @@ class _Search:
     answer: Answer = field(default_factory=Answer)
     multipliers: dict[Key, float] = field(default_factory=dict)  # in the user's units
     removed: Number | None = None  # no choice dropped so far is worth more
-    extended: Extended | None = None
+    extended: Extended | None = None  # with running sums, on top of the reduced model
+    reduced: Compact | None = None
+    is_coarse: bool = False
+    base: Model = field(init=False)
     tried: int = 0  # widths tried since the model last shrank
 
     def run(self) -> Answer:
         if self.request.hint is not None:
             self.answer.offer(self.request, self.request.hint)
-        model = self.base = self._base()
         try:
-            self._coarse()
-            return self._rounds(model)
+            self.base = self._base()
+            return self._rounds(self.base)
         except Interrupted:
             return self.answer
         except KeyboardInterrupt:
-            self.request.clock.stopped = True
+            self.request.clock.stop()
             if self.answer.choice is None:
                 raise
             return self.answer
@@ -84,55 +87,51 @@ class _Search:
             model = smaller
 
     def _base(self) -> Model:
-        """The model to work on: with running sums where it has no small separators as it is."""
+        """The model to work on: with running sums where it has no small separators as it is, but has with them."""
         reduced = compact(self.request.model)
-        if settled(reduced) is None and not enumeration.fits(reduced.model.combinations):
-            try:
-                easy = plan(view(reduced.model)).exact
-            except TooExtreme:
-                easy = True
-            if not easy:
-                self.extended = extend(self.request.model)
+        if settled(reduced) is not None or enumeration.fits(reduced.model.combinations):
+            return self.request.model
+        found = _planned(reduced.model)
+        if found is not None and not found.exact:
+            extended = extend(reduced.model)
+            better = None if extended is None else _planned(compact(extended.model).model)
+            if better is not None and better.exact and not _loose_sums(better):
+                self.extended, self.reduced, found = extended, reduced, better
+        if found is not None and found.work > 10 * HEAVY and not self.is_coarse:
+            self._coarse()
         return self.request.model if self.extended is None else self.extended.model
 
     def _coarse(self) -> None:
-        """Where a sweep is long, solve the model on a few levels of each variable first: for prices and a choice."""
-        reduced = compact(self.base)
-        if settled(reduced) is not None or not self._heavy(reduced):
-            return
-        kept = self.hint
-        domains = []
-        for v, domain in enumerate(self.base.domains):
-            if v >= len(self.request.model.domains) or len(domain) <= COARSE_LEVELS:
-                domains.append(domain)  # running sums keep all their levels
-                continue
-            at = np.unique(np.linspace(0, len(domain) - 1, COARSE_LEVELS).round().astype(int))
-            levels = domain[at] if kept is None else np.union1d(domain[at], [kept[v]])
-            domains.append(levels)
+        """Where a sweep is long, solve the model on every few levels first: for prices and a choice."""
+        domains = list(self.request.model.domains)
+        for stride in (4, 8, 16, 32, 64):
+            coarse_model = self.request.model.restricted([_every(domain, stride) for domain in domains])
+            found = _planned(compact(coarse_model).model)
+            if found is None or found.work <= HEAVY or (not found.exact and stride >= 8):
+                break  # where no separators are small, running sums will have to do
         coarse = _Search(replace(
-            self.request, model=self.base.restricted(domains), gap=max(self.request.gap, Fraction(1, 5000)),
-            on_bound=lambda bound: None, hint=kept, clock=self.request.clock.part(0.3 * self.request.clock.left),
-        ))  # fmt: skip
+            self.request, model=coarse_model, gap=max(self.request.gap, COARSE_GAP), on_bound=lambda bound: None,
+            hint=None, clock=self.request.clock.part(0.3 * self.request.clock.left),
+        ), is_coarse=True)  # fmt: skip
         coarse.run()
         if coarse.answer.choice is not None:
             self.offer(coarse.answer.choice)
         self.multipliers = coarse.multipliers
 
-    def _heavy(self, reduced: Compact) -> bool:
-        try:
-            return plan(view(reduced.model)).work > 10 * HEAVY
-        except TooExtreme:
-            return False
-
     def offer(self, choice: Sequence[int]) -> bool:
         """Take a choice of the model worked on."""
-        return self.answer.offer(self.request, choice if self.extended is None else self.extended.decode(choice))
+        if self.extended is not None and self.reduced is not None:
+            choice = self.reduced.decode(self.extended.decode(choice))
+        return self.answer.offer(self.request, choice)
 
     @property
     def hint(self) -> Choice | None:
         """The incumbent as a choice of the model worked on."""
         choice = self.answer.choice
-        return choice if choice is None or self.extended is None else self.extended.encode(choice)
+        if choice is None or self.extended is None or self.reduced is None:
+            return choice
+        inside = self.reduced.encode(choice)
+        return None if inside is None else self.extended.encode(inside)
 
     # -- the certificate ---------------------------------------------------------------------------------------------
 
@@ -192,6 +191,32 @@ class _Search:
         return self.answer
 
 
+def _planned(model: Model) -> Plan | None:
+    """The plan for a model; None where floats cannot hold it."""
+    try:
+        return plan(view(model))
+    except TooExtreme:
+        return None
+
+
+def _cells(model: Model) -> int:
+    """How many cells the tables of a compact model have, those of products included."""
+    rows = (model.objective, *model.rows)
+    return sum(prod(len(model.domains[v]) for v in term.scope) for row in rows for term in row.terms)
+
+
+def _every(domain: np.ndarray, stride: int) -> np.ndarray:
+    """Every few levels, the last one among them, and the first."""
+    if len(domain) < 16:
+        return domain
+    return np.union1d(domain[::-1][::stride], domain[:1]) if len(domain) < 4 * stride else domain[::-1][::stride][::-1]
+
+
+def _loose_sums(found: Plan) -> bool:
+    """Whether some sum and its parts are too large for a table, and would only be priced."""
+    return any(coordinate.free for coordinate in found.view.coordinates)
+
+
 class _Round:
     """One round on what is left of the model."""
 
@@ -216,8 +241,14 @@ class _Round:
                 return self._smaller(domains)
             if self._search(best) or self.search.proven or self.search.over():
                 return None
-            if self.search.tried >= (2 if self.search.answer.choice is None else len(WIDTHS)):
+            if self.search.tried >= self._tries():
                 return self._finish(domains)
+
+    def _tries(self) -> int:
+        """How many widths to try before CP-SAT gets its turn."""
+        if self.plan.work > 10 * HEAVY:
+            return 1
+        return 2 if self.search.answer.choice is None else len(WIDTHS)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -356,6 +387,8 @@ class _Round:
     def _finish(self, domains: list[np.ndarray]) -> Model | None:
         """CP-SAT on what is left, the incumbent as its hint."""
         model = self._smaller(domains)
+        if _cells(compact(model).model) > FINISH_CELLS or self.request.clock.left < 0.2:
+            return None
         done = cpsat.solve(replace(self.request, model=model, hint=self.search.hint))
         self.search.answer.engine = "price + cp-sat"
         self.search._close(done)

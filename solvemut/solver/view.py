@@ -18,7 +18,7 @@ from .exact import Number, RankOne, floats, nearest
 from .model import Model, Row
 
 HARD_CELLS = 1 << 18  # a row over a pair becomes a table of forbidden pairs up to this many
-HARD_TRIPLE = 1 << 22  # so does an equality over three, such as a sum and its parts
+HARD_TRIPLE = 1 << 20  # so does an equality over three, such as a sum and its parts
 FORBIDDEN = -1e30
 
 
