@@ -4,7 +4,7 @@ The network has a residual, a concat and a depthwise part, so its layers cannot 
 what stays meet the same two budgets on the same trained network, and each pruned network trains on with the optimizer
 it was trained with:
 
-* optimal, magnitude: the most L2 magnitude that fits the budgets, with a proven gap
+* optimal, magnitude: the most L2 magnitude that fits the budgets, proven to a gap of 0
 * optimal, Taylor:    the same program, with the first-order Taylor value of each unit on training data
 * optimal, floors:    the same again, with a constraint that every layer keeps a third of its units
 * uniform:            every layer to the same ratio, the largest that fits; the units of largest magnitude stay
@@ -153,18 +153,18 @@ Method = Callable[[nn.Module, torch.optim.Optimizer, Digits, int], sm.Plan]
 
 def optimal_magnitude(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
     values = sm.values.magnitude(p=2, normalize="mean")
-    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, optimizer=optimizer)
+    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, gap=0, optimizer=optimizer)
 
 
 def optimal_taylor(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
     values = sm.values.taylor(data.batches(), lambda model, batch: loss(model(batch[0]), batch[1]))
-    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, optimizer=optimizer)
+    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, gap=0, optimizer=optimizer)
 
 
 def optimal_floors(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
     values = sm.values.taylor(data.batches(), lambda model, batch: loss(model(batch[0]), batch[1]))
     return sm.prune(
-        model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, optimizer=optimizer,
+        model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, gap=0, optimizer=optimizer,
         constraints=lambda graph: [3 * v.out >= v.nout for v in graph.vertices if v.makes_units],
     )  # fmt: skip
 
