@@ -139,6 +139,13 @@ def _select_rows(x: torch.Tensor, d: int, index: list[list[int]]) -> torch.Tenso
     """Dim 0 holds the rows one after another; each takes its own positions of dim d."""
     if x.shape[d] == 1 and index != [[0]] * len(index):
         return x
+    if x.shape[0] == 1:  # a factored state holds one row for all groups
+        if any(row != index[0] for row in index):
+            raise PlanMismatchError(
+                "a factored optimizer state of a grouped convolution cannot follow groups that keep different inputs; "
+                "remove that state first"
+            )
+        return x.index_select(d, torch.tensor(index[0], device=x.device))
     per_row = x.shape[0] // len(index)
     rows = torch.tensor(index, device=x.device).repeat_interleave(per_row, dim=0)  # [dim 0, kept]
     rows = rows.reshape(rows.shape[0], *[1] * (d - 1), rows.shape[1], *[1] * (x.dim() - d - 1))

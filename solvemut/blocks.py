@@ -54,7 +54,14 @@ class ClassExtent(Extent):
     """An extent whose labels are unit classes already."""
 
 
-Equation = tuple[list[tuple[Extent, int]], int, str]  # sum of coefficient * extent == number, and its name
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """low <= sum of coefficient * extent over `parts` <= high."""
+
+    parts: list[tuple[Extent, int]]
+    low: int
+    high: int
+    name: str
 
 
 class Partition:
@@ -159,9 +166,8 @@ class Partition:
         """Rows of unlike units: every row keeps equally many."""
         first = rows.units[0]
         for row in rows.units[1:]:
-            self.ties.append(
-                ([(ClassExtent(first), 1), (ClassExtent(row), -1)], 0, f"rows of equal size: {rows.node.at()}")
-            )
+            parts: list[tuple[Extent, int]] = [(ClassExtent(first), 1), (ClassExtent(row), -1)]
+            self.ties.append(Equation(parts, 0, 0, f"rows of equal size: {rows.node.at()}"))
 
     def _row_blocks(self, families: list[np.ndarray], removable: bool) -> None:
         """Blocks for a cluster of rows: all sizes together while the list is short, else fewer freedoms, and a note."""

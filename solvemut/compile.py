@@ -16,7 +16,7 @@ import numpy as np
 
 from .blocks import MOST_LEVELS, Block, Equation, Partition, Term, best_units, block_value
 from .constraints import Affine, Budget, Cost, Multiple, Relation, Request
-from .coupling import Coupling
+from .coupling import Coupling, Link
 from .errors import RequestError
 from .flow import Extent
 from .labels import FIXED
@@ -60,14 +60,7 @@ class Compiler:
         self.multiples = [(r.size, r.divisor, r.remainder, str(r)) for r in requests if isinstance(r, Multiple)]
         self.budgets = [r for r in requests if isinstance(r, Budget)]
         self.round_to, self.join_requests = round_to, join_requests
-        self.equations: list[Equation] = [
-            (
-                [(Extent(labels.reshape(-1)), c) for labels, c in link.parts],
-                link.constant,
-                f"{link.why}: {link.node.at()}",
-            )
-            for link in coupling.links
-        ]
+        self.equations = [_equation(link) for link in coupling.links]
         self.partition = Partition(coupling, self.frozen, self._features())
         self.equations += self.partition.ties
         self.notes = list(self.partition.notes)
@@ -93,8 +86,8 @@ class Compiler:
         for affine in self._affines():
             for e, _, _ in affine.terms:
                 yield e.labels
-        for parts, _, _ in self.equations:
-            for e, _ in parts:
+        for equation in self.equations:
+            for e, _ in equation.parts:
                 yield e.labels
 
     def _affines(self) -> Iterable[Affine]:
@@ -128,34 +121,48 @@ class Compiler:
     def _join_choices(self) -> None:
         """Equations over one choice filter its levels; equations over two join them, while the list stays short."""
         if self.join_requests:
-            equal = [r for r in self.relations if r.sense == "=="]
-            self.equations += [(_parts(r), r.right.constant - r.left.constant, str(r)) for r in equal]
+            for r in (r for r in self.relations if r.sense == "=="):
+                total = r.right.constant - r.left.constant
+                self.equations.append(Equation(_parts(r), total, total, str(r)))
             self.relations = [r for r in self.relations if r.sense != "=="]
-        waiting = self.equations
-        progress = True
-        while progress:
-            progress, left = False, []
-            for parts, total, name in waiting:
-                constant, vectors = self.linear(parts)
-                if len(vectors) == 2 and self._join(vectors, total - constant, name):
-                    progress = True
-                else:
-                    left.append((parts, total, name))
-            waiting = left
-        self.equations = waiting
+        settled = True
+        while settled:
+            left = [e for e in self.equations if not self._settle(e)]
+            settled, self.equations = len(left) < len(self.equations), left
 
-    def _join(self, vectors: dict[int, np.ndarray], total: Fraction, name: str) -> bool:
+    def _settle(self, e: Equation) -> bool:
+        """Take an equation over one choice or two into the choices; it stays if nothing or too much would be left."""
+        constant, vectors = self.linear(e.parts)
+        low, high = e.low - constant, e.high - constant
+        if len(vectors) > 2 or (not vectors and not low <= 0 <= high):
+            return False
+        if len(vectors) == 2 and not self._join(vectors, low, high):
+            return False
+        if len(vectors) == 1:
+            ((k, v),) = vectors.items()
+            fits = np.array([low <= x <= high for x in v.tolist()])
+            if not fits.any():
+                return False
+            self.choices[k].keep(fits)
+        return True
+
+    def _join(self, vectors: dict[int, np.ndarray], low: Fraction, high: Fraction) -> bool:
         (a, va), (b, vb) = vectors.items()
-        wanted: dict[Any, list[int]] = {}
-        for j, v in enumerate(vb.tolist()):
-            wanted.setdefault(total - v, []).append(j)
-        pairs = [(i, j) for i, v in enumerate(va.tolist()) for j in wanted.get(v, ())]
-        if not pairs or len(pairs) > MOST_LEVELS:
+        order = np.argsort(vb, kind="stable")
+        ranked = vb[order]
+        pairs: list[tuple[int, int]] = []
+        for i, v in enumerate(va.tolist()):
+            start, stop = np.searchsorted(ranked, low - v), np.searchsorted(ranked, high - v, side="right")
+            pairs += [(i, j) for j in sorted(order[start:stop].tolist())]
+            if len(pairs) > MOST_LEVELS:
+                return False
+        if not pairs:
             return False
         first, second = self.choices[a], self.choices[b]
         index = np.array(pairs)
         merged = Choice(
-            first.blocks + second.blocks, np.concatenate([first.picks[index[:, 0]], second.picks[index[:, 1]]], axis=1)
+            first.blocks + second.blocks,
+            np.concatenate([first.picks[index[:, 0]], second.picks[index[:, 1]]], axis=1),
         )
         self.choices = [c for k, c in enumerate(self.choices) if k not in (a, b)] + [merged]
         self.choice_of = {id(block): k for k, c in enumerate(self.choices) for block in c.blocks}
@@ -222,6 +229,8 @@ class Compiler:
     def _state(self) -> None:
         self._name_choices()
         flat_value = False
+        stuck = [c.name for c in self.choices if len(c.picks) == 1 and len(c.blocks) > 1]
+        self.notes += [f"{name} and what is tied to it can only stay as it is" for name in stuck]
         for choice in self.choices:
             plain = len(choice.blocks) == 1 and choice.blocks[0].rows == 1
             levels = choice.blocks[0].levels[choice.picks[:, 0], 1].tolist() if plain else range(len(choice.picks))
@@ -232,8 +241,8 @@ class Compiler:
         if flat_value:  # among equals, change as little as possible
             for choice in self.choices:
                 self.program.value(self._units_kept(choice), choice.width, stage=1)
-        for i, (parts, total, name) in enumerate(self.equations):
-            self._linear_budget(f"{name}" or f"equation {i}", parts, total, total)
+        for equation in self.equations:
+            self._linear_budget(equation.name, equation.parts, equation.low, equation.high)
         for parts, name in self.floors:
             self._linear_budget(name, parts, 1, None)
         for r in self.relations:
@@ -415,3 +424,8 @@ def _whole_array(v: np.ndarray) -> np.ndarray:
 def _parts(r: Relation) -> list[tuple[Extent, int]]:
     """left - right of a relation, without its constants."""
     return [(e, c) for e, c, _ in r.left.terms] + [(e, -c) for e, c, _ in r.right.terms]
+
+
+def _equation(link: Link) -> Equation:
+    parts = [(Extent(labels.reshape(-1)), c) for labels, c in link.parts]
+    return Equation(parts, link.constant, link.constant + link.slack, f"{link.why}: {link.node.at()}")

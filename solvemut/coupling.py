@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from .trace import Node, Size, Trace
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """sum of coefficient * (number of kept labels) over `parts` is `constant`."""
+    """sum of coefficient * (number of kept labels) over `parts` is `constant`, or at most `slack` above it."""
 
     parts: tuple[tuple[np.ndarray, int], ...]
     constant: int
     node: Node
     why: str
+    slack: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,17 @@ class Coupling:
     @property
     def n_units(self) -> int:
         return len(self.frozen)
+
+    @cached_property
+    def row_of(self) -> tuple[np.ndarray, ...]:
+        """For each of `rows` the row of every class, -1 outside."""
+        found = []
+        for r in self.rows:
+            row_of = np.full(self.n_units, -1)
+            for k, row in enumerate(r.units):
+                row_of[row] = k
+            found.append(row_of)
+        return tuple(found)
 
     def units(self, extent: Extent | np.ndarray) -> np.ndarray:
         """The classes of labels, same shape."""
@@ -159,12 +172,14 @@ class _Analysis:
             rows: list[Rows] = []
             literals = [(lit.labels, lit.node, lit.path) for lit in self.facts.literals]
             known = (len(self.edges), len(self.frozen_labels))
+            self.pins: list[AttributeUse] = []
             for k, rect in enumerate(self.facts.rectangles):
                 literals += self._rectangle(k, rect, unit_of, frozen, rows)
             links, uses = self._literals(literals, unit_of, frozen)
             if known == (len(self.edges), len(self.frozen_labels)):
                 break
         links += self._equals(unit_of)
+        links += self._interleaved(rows, links, unit_of)
         links = [x for x in links if not _trivial(x, unit_of)]
         return unit_of, frozen, reasons, links, rows, uses
 
@@ -195,7 +210,7 @@ class _Analysis:
         for axis in reversed(range(units.ndim)):
             if units.ndim > 1 and (units == units.take([0], axis=axis)).all():
                 labels, units = labels.take(0, axis=axis), units.take(0, axis=axis)
-                del paths[axis]
+                self._pin(rect.node, paths.pop(axis))
         if units.ndim == 1:
             return [(labels, rect.node, paths[0])] if paths[0] is not None else []
         written = [p is not None and _is_number(rect.node, p) for p in paths]
@@ -230,10 +245,10 @@ class _Analysis:
         uses: list[AttributeUse] = []
         for labels, node, path in literals:
             labels = labels.reshape(-1)
-            if frozen[unit_of[labels]].all():
-                continue
             size = node.sizes.get(path)
             if size is None or size.op == "const":
+                if frozen[unit_of[labels]].all():
+                    continue
                 number = _number(node, path)
                 self._freeze(labels, f"the size {number} is written as a number in the forward", node)
                 continue
@@ -257,7 +272,23 @@ class _Analysis:
                 links.append(Link(tuple(parts), rest, node, f"the forward computes it as {size}"))
             elif len(attributes) == 1 and len(parts) == 1 and scale == 1:
                 uses.append(AttributeUse(attributes[0][0], attributes[0][1], rest, labels, node))
-        return links + _same_attribute(uses), uses
+        for node, path in self.untied:
+            self._pin(node, path)
+        return links + _same_attribute(uses + self.pins), uses
+
+    @cached_property
+    def untied(self) -> list[tuple[Node, Path]]:
+        """Ints from attributes that give no size of units: they must stay."""
+        tied = {(x.node.name, x.path) for x in self.facts.literals}
+        tied |= {(r.node.name, p) for r in self.facts.rectangles for p in r.paths if p is not None}
+        return [(n, p) for n in self.flow.trace.nodes for p in n.sizes if (n.name, p) not in tied]
+
+    def _pin(self, node: Node, path: Path | None) -> None:
+        """The int at `path` must stay: if one attribute gives it, that attribute must."""
+        size = None if path is None else node.sizes.get(path)
+        if size is not None and size.op == "attr":
+            now = self.flow.trace.attributes.get(size, 0)
+            self.pins.append(AttributeUse(size, 1, -now, np.zeros(0, dtype=np.int64), node))
 
     def _dim_labels(self, leaf: Size, unit_of: np.ndarray) -> np.ndarray | int | None:
         """Labels whose number is the size of a dim of a value; an int if it is fixed; None if it is neither."""
@@ -278,6 +309,28 @@ class _Analysis:
                 if dims.pop(axis) == dim:
                     return value.shape[dim]
         return labels if units.ndim == 1 else None
+
+    def _interleaved(self, rows: Sequence[Rows], links: Sequence[Link], unit_of: np.ndarray) -> list[Link]:
+        """A part that holds a share of several rows must hold an equal share of each: a shuffle deals rows in turn."""
+        label_of = np.unique(unit_of, return_index=True)[1]
+        parts = [(np.unique(unit_of[labels]), x.node) for x in links for labels, _ in x.parts]
+        parts += [(np.unique(row), r.node) for r in rows for row in r.units]
+        found: list[Link] = []
+        for r in rows:
+            row_of = np.full(len(label_of), -1)
+            for k, row in enumerate(r.units):
+                row_of[row] = k
+            row_of[FIXED] = -1
+            length = np.bincount(row_of[row_of >= 0], minlength=len(r.units))
+            for units, node in parts:
+                inside = units[row_of[units] >= 0]
+                share = np.bincount(row_of[inside], minlength=len(r.units))
+                cut = np.flatnonzero((share > 0) & (share < length))
+                shares = sorted((label_of[inside[row_of[inside] == k]] for k in cut), key=len, reverse=True)
+                for other in shares[1:]:  # dealt in turn, the first rows may hold one more
+                    slack = int(len(shares[0]) > len(other))
+                    found.append(Link(((shares[0], 1), (other, -1)), 0, node, "an equal share of every row", slack))
+        return found
 
     def _equals(self, unit_of: np.ndarray) -> list[Link]:
         return [
@@ -303,7 +356,7 @@ def _trivial(link: Link, unit_of: np.ndarray) -> bool:
     total = np.zeros(int(unit_of.max()) + 1, dtype=np.int64)
     for labels, c in link.parts:
         total += c * np.bincount(unit_of[labels.reshape(-1)], minlength=len(total))
-    return not total[1:].any() and int(total[0]) == link.constant
+    return not total[1:].any() and link.constant <= int(total[0]) <= link.constant + link.slack
 
 
 def affine(size: Size) -> tuple[Fraction, dict[Size, Fraction]] | None:

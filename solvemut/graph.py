@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -124,10 +124,9 @@ class Graph:
 
     def _vertex(self, name: str, nodes: list[Node]) -> Vertex:
         made = {n.name for n in nodes}
-        outside = [r for n in nodes for r in n.refs() if r not in made and r not in self.trace.params] or [
-            r for r in nodes[0].refs() if r not in self.trace.params
-        ]
-        ins = tuple(self._affine(r, f"{name}.ins[{k}]") for k, r in enumerate(_slots(outside)))
+        slots = [(r, _BY_OP.get(n.op)) for n in nodes for r in n.refs() if r not in self.trace.params]
+        outside = [(r, dim) for r, dim in slots if r not in made] or slots[:1]
+        ins = tuple(self._affine(r, f"{name}.ins[{k}]", dim) for k, (r, dim) in enumerate(outside))
         last = nodes[-1]
         units, axis = self._units(last.name)
         labels = self._feature_labels(last.name)
@@ -142,7 +141,15 @@ class Graph:
         op = last.op if len(nodes) == 1 else "+".join(dict.fromkeys(n.op for n in nodes if n.op not in _SILENT))
         return Vertex(name, op, ins, out, units, axis, makes, tuple(n.name for n in nodes))
 
-    def _affine(self, value: str, name: str) -> Affine:
+    def _affine(self, value: str, name: str, dim: int | None) -> Affine:
+        """The size of an input slot, in the dim that its operation works on."""
+        found = self.coupling.values.get(value)
+        if dim is not None and isinstance(found, Labels):
+            dim %= max(1, found.ndim)
+            if (f := found.factor(dim)) is None:
+                return Affine((), found.shape[dim])
+            if len(f.dims) == 1:
+                return Affine.of(Extent(f.labels), name)
         labels = self._feature_labels(value)
         if labels is None:
             return Affine((), len(self._units(value)[0]))
@@ -293,11 +300,6 @@ def _by_vertex(cost: Cost) -> dict[str, int]:
     for m in cost.monomials:
         out[m.vertex] = out.get(m.vertex, 0) + m.now
     return out
-
-
-def _slots(refs: Iterable[str]) -> list[str]:
-    """Input slots: each value once per use in a row, as a concat of the same value twice has two."""
-    return list(refs)
 
 
 def _some(places: list[str]) -> str:

@@ -167,16 +167,16 @@ def view_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[int,
     return groups
 
 
-def rectangle(mask: np.ndarray) -> tuple[tuple[int, ...], int] | None:
+def rectangle(mask: np.ndarray, ragged: int | None = None) -> tuple[tuple[int, ...], int] | None:
     """The shape that is left of an array when only the masked entries stay, and the axis along which kept positions
-    may differ from row to row; None if what stays is no rectangle.
+    differ from row to row (`ragged`, if it is known); None if what stays is no rectangle.
 
     >>> rectangle(np.array([[1, 0, 1], [0, 1, 1]], bool))
     ((2, 2), 1)
     >>> rectangle(np.array([[1, 0, 1], [0, 0, 1]], bool)) is None
     True
     """
-    axes = range(mask.ndim)
+    axes = range(mask.ndim) if ragged is None else [ragged]
     for axis in reversed(axes):
         counts = mask.sum(axis=axis)
         rows = counts > 0

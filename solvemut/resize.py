@@ -64,12 +64,26 @@ def new_shape(coupling: Coupling, x: Labels, kept: np.ndarray, where: str) -> tu
     """The shape of a value when only `kept` stays."""
     shape = list(x.shape)
     for f in x.factors:
-        found = rectangle(_mask(coupling, f.labels, kept))
+        found = rectangle(_mask(coupling, f.labels, kept), _ragged(coupling, f.labels))
         if found is None:
             raise SolvemutError(f"the units kept leave no rectangle at {where}; please report this model")
         for d, n in zip(f.dims, found[0], strict=True):
             shape[d] = n
     return tuple(shape)
+
+
+def _ragged(coupling: Coupling, labels: np.ndarray) -> int | None:
+    """The axis along which the positions of one row run, where the array is made of rows of equal size."""
+    if labels.ndim == 1:
+        return None
+    units = coupling.units(labels)
+    for row_of in coupling.row_of:
+        ids = row_of[units]
+        if (ids >= 0).all():
+            for axis in reversed(range(ids.ndim)):
+                if (ids == ids.take([0], axis=axis)).all() and not (units == units.take([0], axis=axis)).all():
+                    return axis
+    return None
 
 
 # -- arguments that are sizes ------------------------------------------------------------------------------------------

@@ -25,10 +25,16 @@ def _linear(flow: Flow, node: Node) -> Output:
 
 
 row("embedding", pattern("weight indices", "_ o, ... -> ... o"))
-row(
-    "batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm",
-    pattern("input weight bias running_mean running_var", "b c *s, c, c, c, c -> b c *s"),
-)
+_channel_norm = pattern("input weight bias running_mean running_var", "b c *s, c, c, c, c -> b c *s")
+
+
+@rule("batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm")
+def _batch_norm(flow: Flow, node: Node) -> Output:
+    """b c *s, c, c, c, c -> b c *s"""
+    y = _channel_norm(flow, node)
+    assert isinstance(y, Labels)
+    flow.literal(("width",), y.dim(1))
+    return y
 
 
 @rule("conv1d conv2d conv3d")
@@ -105,6 +111,7 @@ def _group_norm(flow: Flow, node: Node) -> Labels:
         if isinstance(arg := node.args.get(name), Ref):
             flow.merge(units, flow.labels(arg).dim(0), (n,))
     if units is not None:
+        flow.literal(("width",), units)
         flow.rectangle(units.reshape(groups, n // groups), [("num_groups",), None])
         if n // groups > 1:
             flow.note(units, "its statistics are those of the units that stay in the group")
