@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +40,7 @@ __all__ = [
 ]  # fmt: skip
 
 Callback = Callable[[Progress], Any]
-Handle = Union[Width, str]
+Handle = Width | str
 
 
 class Program:
@@ -66,7 +66,9 @@ class Program:
         """A choice of one of ``levels``: distinct ints, any order, at least one."""
         found = tuple(levels)
         if not all(isinstance(level, Integral) for level in found):
-            raise ProgramError(f"width {name!r}: levels are ints, not {next(x for x in found if not isinstance(x, Integral))!r}")
+            raise ProgramError(
+                f"width {name!r}: levels are ints, not {next(x for x in found if not isinstance(x, Integral))!r}"
+            )
         ints = tuple(int(level) for level in found)
         if not ints:
             raise ProgramError(f"width {name!r} has no levels")

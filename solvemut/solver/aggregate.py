@@ -1,7 +1,7 @@
 """Sums as variables: where many readers multiply the same growing sum of widths, give each partial sum a name.
 
 In a dense block every layer multiplies its width with the sum of all widths before it. Stated pair by pair the block
-has no small separator. Stated over running sums, ``sum_1 = w_0 + w_1``, ``sum_2 = sum_1 + w_2``, and so on, it is a chain.
+has no small separator. Stated over running sums, ``sum_1 = w_0 + w_1``, ``sum_2 = sum_1 + w_2``, ..., it is a chain.
 A running sum is one more variable whose levels are the sums that can occur, tied to its parts exactly; the new model
 has the same choices, objective and rows, and its first variables are the ones given.
 """

@@ -93,7 +93,7 @@ def _extend(
     needs: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Every level of ``v`` for every partial choice that stays above what each guide needs."""
-    alive, totals = None, []
+    alive, totals = np.True_ & np.ones(1, dtype=bool), []
     for g, guide in enumerate(guides):
         total = bounds[:, g : g + 1].copy()
         for bucket in buckets:
@@ -101,6 +101,6 @@ def _extend(
             total -= guide.sweep.message_at(bucket, choices)[:, None]
         totals.append(total)
         good = total >= needs[g]
-        alive = good if alive is None else alive & good
+        alive = alive & good
     parents, levels = np.nonzero(alive)
     return parents, levels, np.stack([total[parents, levels] for total in totals], axis=1)

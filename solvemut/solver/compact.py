@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .exact import Number, RankOne, entry, simplify
+from .exact import Number, RankOne, entry, max_abs, simplify
 from .model import Choice, Model, Row, Term
 
 
@@ -96,7 +96,6 @@ def _vector(values: list[Number]) -> np.ndarray:
 
 def _scaled(vector: np.ndarray, factor: Number) -> np.ndarray:
     """``vector * factor``, exact."""
-    if vector.dtype.kind == "i" and isinstance(factor, int):
-        if max(abs(int(vector.max())), abs(int(vector.min()))) * abs(factor) < 2**62:
-            return vector * factor
+    if vector.dtype.kind == "i" and isinstance(factor, int) and max_abs(vector) * abs(factor) < 2**62:
+        return vector * factor
     return _vector([simplify(entry(vector, i) * factor) for i in range(len(vector))])

@@ -13,7 +13,6 @@ from .exact import Number
 from .model import Clock, Row
 from .statement import Statement, total
 
-
 CONFIRM_SECONDS = 3.0
 
 

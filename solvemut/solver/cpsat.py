@@ -92,8 +92,8 @@ class _Run:
         self.cell_count += len(first) * len(second)
         for literal, line in zip(first, grid, strict=True):
             self.model.add(cp_model.LinearExpr.sum(line) == literal)
-        for literal, line in zip(second, zip(*grid, strict=True), strict=True):
-            self.model.add(cp_model.LinearExpr.sum(list(line)) == literal)
+        for literal, column in zip(second, zip(*grid, strict=True), strict=True):
+            self.model.add(cp_model.LinearExpr.sum(list(column)) == literal)
         return [cell for line in grid for cell in line]
 
     # -- rows --------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class _Run:
             summands = [*summands, _Summand(np.array([1]), [band])]
             shift = max(0, ((2 * slack + 2) << shift).bit_length() - OBJECTIVE_BITS)
 
-    def _one_solve(self, expression: Linear | None) -> int:
+    def _one_solve(self, expression: Linear | None) -> Any:
         if expression is not None:
             self.model.maximize(expression)
         watcher = _Watcher(self)
@@ -222,6 +222,8 @@ class _Run:
         parameters.random_seed = self.request.seed
         parameters.max_time_in_seconds = max(0.001, self.request.clock.left)
         parameters.relative_gap_limit = float(self.request.gap) * 0.5
+        if self.request.effort is not None:
+            parameters.max_deterministic_time = self.request.effort
         parameters.catch_sigint_signal = False
         parameters.presolve_inclusion_work_limit = 0  # that rule cuts off optima in 9.15: google/or-tools#5293
         if self.request.workers > 1:
@@ -251,7 +253,7 @@ class _Run:
     def take(self, choice: Choice) -> None:
         self.answer.offer(self.request, choice)
 
-    def _close(self, status: int) -> Answer:
+    def _close(self, status: Any) -> Answer:
         if status == cp_model.MODEL_INVALID:
             raise RuntimeError("CP-SAT rejected a model: " + self.model.validate())
         self.answer.infeasible = status == cp_model.INFEASIBLE and self.answer.choice is None
@@ -275,7 +277,7 @@ def floor_of(value: float) -> int | None:
     return int(np.floor(value + 1e-6)) if abs(value) < 2.0**60 else None
 
 
-def in_thread(work: Callable[[], int], stop: Callable[[], None], request: Request) -> int:
+def in_thread(work: Callable[[], Any], stop: Callable[[], None], request: Request) -> Any:
     """Run a solve beside the main thread, so that Ctrl-C and callbacks work while it runs."""
     result: list[Any] = []
 
@@ -300,4 +302,4 @@ def in_thread(work: Callable[[], int], stop: Callable[[], None], request: Reques
             asked = True
     if isinstance(result[0], BaseException):
         raise result[0]
-    return int(result[0])
+    return result[0]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import ProgramError, TimeLimitError
+from ..errors import TimeLimitError
 from . import auto, enumeration
 from .engine import Answer, Request, relative_gap
 from .exact import Number, nearest
@@ -143,9 +143,7 @@ def _first(statement: Statement, model: Model, request: Request, start: Sequence
     return first
 
 
-def _solve_stage(
-    search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]
-) -> Answer:
+def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]) -> Answer:
     options = search.options
     request = Request(model, search.clock, options.gap, options.seed, tick=search.tick)
 
@@ -162,21 +160,19 @@ def _solve_stage(
     first = _first(search.statement, model, request, start)
     request.hint = first.choice or request.hint
     answer = engine(request)
-    if first.choice is not None and (answer.value is None or first.value > answer.value):
+    if first.value is not None and (answer.value is None or first.value > answer.value):
         answer.choice, answer.value, answer.infeasible = first.choice, first.value, False
     search.known, search.phase = answer, "done"
     search.report()
     return answer
 
 
-def _solution(
-    statement: Statement, options: Options, answers: list[Answer], clock: Clock, solver: str
-) -> Solution:
+def _solution(statement: Statement, options: Options, answers: list[Answer], clock: Clock, solver: str) -> Solution:
     choice = answers[-1].choice
     assert choice is not None
     signs = [1 if sense == "max" else -1 for sense in statement.senses]
     objectives = tuple(values.row("").at(choice) for values in statement.values)
-    bounds = []
+    bounds: list[Number] = []
     for sign, answer, objective in zip(signs, answers, objectives, strict=True):
         bound = answer.bound if answer.bound is not None else _trivial_bound(statement, len(bounds))
         bounds.append(sign * max(bound, sign * objective))

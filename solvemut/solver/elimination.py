@@ -155,8 +155,10 @@ class _Planner:
         scope = {u for key in keys for u in self.alive[key].scope} | {v}
         cells = self._cells(scope)
         factor = self._common_factor(v) if cells >= ENVELOPE_FROM else None
-        if factor is not None and self._cells(scope - {v}) <= self.limit and (
-            self._cells(scope - {v}) * ENVELOPE_COST < cells or cells > self.limit
+        if (
+            factor is not None
+            and self._cells(scope - {v}) <= self.limit
+            and (self._cells(scope - {v}) * ENVELOPE_COST < cells or cells > self.limit)
         ):
             groups, envelope = [keys], True
         elif cells <= self.limit:

@@ -32,6 +32,7 @@ class Request:
     seed: int = 0
     workers: int = 1
     hint: Choice | None = None
+    effort: float | None = None  # at most so much work, in the engine's own deterministic unit
     feasibility: bool = False  # any feasible choice will do
     on_choice: Callable[[Choice, Number], None] = lambda choice, value: None
     on_bound: Callable[[Number], None] = lambda bound: None

@@ -1,4 +1,4 @@
-"""The enumeration engine: look at every choice. For programs of a few thousand choices nothing is faster, or plainer."""
+"""The enumeration engine: look at every choice. For a few thousand choices nothing is faster, or plainer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def solve(request: Request) -> Answer:
         return Answer(infeasible=True, finished=True)
     amounts = totals(integral(reduced.model.objective, sizes, MOST * MOST), codes[:, places])
     answer = Answer(finished=True)
-    answer.offer(request, reduced.decode(codes[:, places[int(np.argmax(amounts))]]))
+    answer.offer(request, reduced.decode(codes[:, places[int(np.argmax(amounts))]].tolist()))
     answer.bound = answer.value
     return answer
 

@@ -11,13 +11,13 @@ from decimal import Decimal
 from fractions import Fraction
 from math import gcd, lcm
 from numbers import Integral, Rational
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
 from ..errors import ProgramError
 
-Number = Union[int, Fraction]
+Number = int | Fraction
 _EXACT_FLOAT = 2**53  # ints up to here survive a trip through float64
 
 
@@ -137,7 +137,7 @@ class RankOne:
         return f"RankOne({self.first.tolist()!r}, {self.second.tolist()!r})"
 
 
-Table = Union[np.ndarray, RankOne]
+Table = np.ndarray | RankOne
 
 
 def entry(table: Table, *index: int) -> Number:

@@ -131,7 +131,9 @@ class Width:
         return Relation(affine(self), "==", affine(other), same=(self is other) if isinstance(other, Width) else None)
 
     def __ne__(self, other: Any) -> Relation:  # type: ignore[override]
-        return Relation(affine(self), "!=", affine(other), same=(self is not other) if isinstance(other, Width) else None)
+        return Relation(
+            affine(self), "!=", affine(other), same=(self is not other) if isinstance(other, Width) else None
+        )
 
     def __str__(self) -> str:
         return self.name
@@ -173,7 +175,9 @@ def affine(value: Any) -> Affine:
         return Affine({value: 1})
     if isinstance(value, Integral):
         return Affine({}, int(value))
-    raise ProgramError(f"{value!r} is no width, switch, int or sum of them; constraints are linear with int coefficients")
+    raise ProgramError(
+        f"{value!r} is no width, switch, int or sum of them; constraints are linear with int coefficients"
+    )
 
 
 def widths_of(relations: Iterable[Relation]) -> list[Width]:

@@ -49,13 +49,15 @@ class IntegerRow:
 
     def low(self) -> int:
         """A bound from below on the integer part."""
-        return sum(int(table.min()) if key[1] is None else min(0, int(table.min()))
-                   for key, table in self.tables.items()) - sum(product.peak for product in self.products)
+        return sum(
+            int(table.min()) if key[1] is None else min(0, int(table.min())) for key, table in self.tables.items()
+        ) - sum(product.peak for product in self.products)
 
     def high(self) -> int:
         """A bound from above on the integer part."""
-        return sum(int(table.max()) if key[1] is None else max(0, int(table.max()))
-                   for key, table in self.tables.items()) + sum(product.peak for product in self.products)
+        return sum(
+            int(table.max()) if key[1] is None else max(0, int(table.max())) for key, table in self.tables.items()
+        ) + sum(product.peak for product in self.products)
 
     def outside(self, value: Number) -> Number:
         """The row's value where the integer part is ``value``."""
@@ -108,7 +110,9 @@ def _over_divisor(row: Row, tables: dict[Key, np.ndarray], products: list[Produc
     if divisor > 1:
         tables = {key: table // divisor for key, table in tables.items()}
         products = [
-            Product(p.scope, p.when, p.first.astype(object) // one, p.second.astype(object) // two * (one * two // divisor))
+            Product(
+                p.scope, p.when, p.first.astype(object) // one, p.second.astype(object) // two * (one * two // divisor)
+            )
             if one * two
             else p
             for p, one, two in zip(products, firsts, seconds, strict=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import prod
+from math import floor, prod
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .aggregate import Extended, extend
 from .compact import Compact, compact
 from .elimination import HEAVY, Interrupted, Plan, plan
 from .engine import Answer, Request, settled
-from .exact import Number, simplify
+from .exact import Number, RankOne, simplify
 from .integral import integral
 from .model import Choice, Model, Row, Term
 from .price import Priced, Prices, priced
@@ -31,6 +31,8 @@ HEAVY_ROUNDS = 4  # where a sweep is long and good prices are known
 COARSE_GAP = Fraction(1, 5000)
 GUIDE_CELLS = 150_000_000  # kept by all guides of a search together
 MOST_GUIDED = 8  # limits that get guides of their own
+SMALL_CELLS = 1_500  # of a knapsack, few enough to let CP-SAT try before the search goes wide
+SMALL_EFFORT = 4.0
 FINISH_CELLS = 2_000_000  # of all tables left, up to which CP-SAT is asked to finish
 
 Key = tuple[int, float]
@@ -50,10 +52,12 @@ class _Search:
     extended: Extended | None = None  # with running sums, on top of the reduced model
     reduced: Compact | None = None
     is_coarse: bool = False
+    unit: Fraction = field(init=False)
     base: Model = field(init=False)
     tried: int = 0  # widths tried since the model last shrank
 
     def run(self) -> Answer:
+        self.unit = self._unit()
         if self.request.hint is not None:
             self.answer.offer(self.request, self.request.hint)
         try:
@@ -76,12 +80,12 @@ class _Search:
             if done is None and enumeration.fits(reduced.model.combinations):
                 done = enumeration.solve(replace(self.request, model=model))
             if done is not None:
-                return self._close(done)
+                return self.close(done)
             try:
                 smaller = _Round(self, reduced).run()
             except TooExtreme:
                 self.answer.engine = "cp-sat"
-                return self._close(cpsat.solve(replace(self.request, model=model, hint=self.hint)))
+                return self.close(cpsat.solve(replace(self.request, model=model, hint=self.hint)))
             if smaller is None:
                 return self.answer
             model = smaller
@@ -144,6 +148,23 @@ class _Search:
             return self.answer.value
         return simplify(self.answer.value + Fraction(self.request.gap) * abs(Fraction(self.answer.value)))
 
+    @property
+    def pruning(self) -> Number | None:
+        """Below this nothing is worth more than the threshold: an objective in whole units cannot lie in between."""
+        threshold, value = self.threshold, self.answer.value
+        if threshold is None or value is None:
+            return None
+        return max(threshold, value + self.unit * Fraction(999, 1000))
+
+    def _unit(self) -> Fraction:
+        """All values of the objective differ by multiples of this; 0 where that would be too fine to be of use."""
+        objective = self.request.model.objective
+        tables = [t.table for t in objective.terms]
+        vectors = [v for t in tables for v in ((t.first, t.second) if isinstance(t, RankOne) else (t,))]
+        if not vectors or any(vector.dtype.kind != "i" for vector in vectors):
+            return Fraction(0)
+        return integral(objective, [len(domain) for domain in self.request.model.domains]).scale
+
     def drop(self) -> None:
         """Note that choices worth no more than the threshold are about to be dropped."""
         threshold = self.threshold
@@ -152,6 +173,9 @@ class _Search:
 
     def limit(self, bound: Number) -> None:
         """A bound on what is left bounds everything, together with what was dropped."""
+        if self.unit:
+            constant = self.request.model.objective.constant
+            bound = constant + self.unit * floor((bound - constant) / self.unit)
         bounds = [b for b in (bound, self.removed, self.answer.value) if b is not None]
         self.answer.limit(max(bounds))
         self.request.on_bound(self.answer.bound if self.answer.bound is not None else bound)
@@ -170,7 +194,7 @@ class _Search:
     def proven(self) -> bool:
         return self.request.close_enough(self.answer.value, self.answer.bound)
 
-    def _close(self, done: Answer) -> Answer:
+    def close(self, done: Answer) -> Answer:
         """Take over an exact answer on what was left."""
         if done.choice is not None:
             self.offer(done.choice)
@@ -238,11 +262,20 @@ class _Round:
                 return None
             before, after = sum(self.view.sizes), sum(len(domain) for domain in domains)
             if after < 0.8 * before and after < before - 8:
+                self.search.tried = 0
                 return self._smaller(domains)
             if self._search(best) or self.search.proven or self.search.over():
                 return None
             if self.search.tried >= self._tries():
-                return self._finish(domains)
+                self._finish(domains, FINISH_CELLS, None)
+                return None
+            if self.search.tried == 1 and self._separable and self._finish(domains, SMALL_CELLS, SMALL_EFFORT):
+                return None
+
+    @property
+    def _separable(self) -> bool:
+        """Whether no table joins two variables: a knapsack, where CP-SAT does well."""
+        return not self.view.ranks and all(len(dense.scope) <= 1 for dense in self.view.dense)
 
     def _tries(self) -> int:
         """How many widths to try before CP-SAT gets its turn."""
@@ -279,7 +312,7 @@ class _Round:
 
     def _threshold(self) -> float:
         """The threshold in the view's unit, rounded down."""
-        threshold = self.search.threshold
+        threshold = self.search.pruning
         if threshold is None:
             return -np.inf
         found = self.view.inside(threshold)
@@ -300,7 +333,6 @@ class _Round:
         return domains
 
     def _smaller(self, domains: list[np.ndarray]) -> Model:
-        self.search.tried = 0
         full = list(self.reduced.domains)
         for variable, left in zip(self.reduced.kept, domains, strict=True):
             full[variable] = full[variable][left]
@@ -384,15 +416,15 @@ class _Round:
     def _coordinate(self, row: int) -> Coordinate:
         return next(c for c in self.view.coordinates if c.row == row)
 
-    def _finish(self, domains: list[np.ndarray]) -> Model | None:
-        """CP-SAT on what is left, the incumbent as its hint."""
+    def _finish(self, domains: list[np.ndarray], most: int, effort: float | None) -> bool:
+        """CP-SAT on what is left if that is not too much, the incumbent as its hint; True if it settled the matter."""
         model = self._smaller(domains)
-        if _cells(compact(model).model) > FINISH_CELLS or self.request.clock.left < 0.2:
-            return None
-        done = cpsat.solve(replace(self.request, model=model, hint=self.search.hint))
+        if _cells(compact(model).model) > most or self.request.clock.left < 0.2:
+            return False
+        done = cpsat.solve(replace(self.request, model=model, hint=self.search.hint, effort=effort))
         self.search.answer.engine = "price + cp-sat"
-        self.search._close(done)
-        return None
+        self.search.close(done)
+        return done.finished
 
 
 def idle_rows(model: Model) -> list[Row]:

@@ -80,7 +80,7 @@ class Solution:
         return self.choices[name]
 
     def check(self) -> Check:
-        """Recompute objectives, costs and constraints from the choices alone, exactly; raise CheckError on any doubt."""
+        """Recompute objectives, costs and constraints from the choices alone; raise CheckError on any doubt."""
         statement = self.statement
         for width in statement.widths:
             if self.choices.get(width.name) not in width.levels:

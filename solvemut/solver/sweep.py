@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def frontier(statement: Statement, resource: str, points: int, options: Options)
     high, low = loosest.costs.get(resource, 0), cheapest.costs.get(resource, 0)
     found = [loosest]
     for step in range(1, points):
-        limit = high - (high - low) * step / max(1, points - 1) if step < points - 1 else low
+        limit = high - Fraction((high - low) * step, max(1, points - 1)) if step < points - 1 else low
         point = replace(free, budgets={**budgets, resource: Budget(limit, lower)})
         starts = [solution.choice for solution in [*found, cheapest]]
         part = clock.part(max(0.01, clock.left / (points - step)))

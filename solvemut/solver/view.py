@@ -121,11 +121,11 @@ def view(model: Model) -> View:
     sizes = tuple(len(domain) for domain in model.domains)
     hard, soft = [], []
     for source, row in enumerate(model.rows):
-        table = _forbidden(row, sizes)
-        if table is None:
+        forbidden = _forbidden(row, sizes)
+        if forbidden is None:
             soft.append((source, row))
         else:
-            hard.append(table)
+            hard.append(forbidden)
     stacks: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     ranks: list[Rank] = []
     magnitude, scales = [], []
