@@ -98,6 +98,9 @@ class Remainder:
     def __eq__(self, other: Any) -> Multiple:  # type: ignore[override]
         return Multiple(self.size, self.divisor, _int(other) % self.divisor)
 
+    def __bool__(self) -> bool:
+        raise RequestError(f"'{self.size} % {self.divisor}' is half a request; say what it equals")
+
     __hash__ = object.__hash__
 
 
@@ -125,6 +128,9 @@ class Multiple:
     size: Affine
     divisor: int
     remainder: int = 0
+
+    def __bool__(self) -> bool:
+        raise RequestError(f"'{self}' is a request, not a truth value")
 
     def __str__(self) -> str:
         return f"{self.size} % {self.divisor} == {self.remainder}"
@@ -154,6 +160,7 @@ class Cost:
 
     name: str
     monomials: tuple[Monomial, ...]
+    owner: Any = None  # the coupling whose cost this is
 
     @property
     def now(self) -> int:
@@ -191,9 +198,17 @@ Request = Relation | Multiple | Budget
 
 def budget_of(cost: Cost, limit: float) -> Budget:
     """A budget as `prune` takes it: a number in (0, 1] is a fraction of the present cost, a larger one is absolute."""
-    if isinstance(limit, bool) or not isinstance(limit, Real) or not limit > 0:
+    if isinstance(limit, bool) or not isinstance(limit, Real) or not 0 < limit < float("inf"):
         raise RequestError(f"{cost.name}={limit!r}: a budget is a fraction in (0, 1], or an absolute number above 1")
-    return cost <= (Fraction(limit) * cost.now if limit <= 1 else Fraction(limit))
+    return cost <= (Fraction(limit) * cost.now if limit <= 1 else limit)
+
+
+def owners(request: Request) -> list[Any]:
+    """The couplings that a request speaks of."""
+    if isinstance(request, Budget):
+        return [request.cost.owner]
+    sides = [request.left, request.right] if isinstance(request, Relation) else [request.size]
+    return [e.owner for side in sides for e, _, _ in side.terms]
 
 
 def flat(requests: Iterable[Any]) -> list[Request]:

@@ -37,18 +37,16 @@ def params(coupling: Coupling) -> Cost:
             vertex = p.name.rpartition(".")[0] or p.name
             monomials.append(monomial(coupling, fixed, [e for e in extents.values() if e is not None], vertex))
     monomials += [Monomial(p.numel, (), p.name.rpartition(".")[0] or p.name) for p in coupling.trace.unused]
-    return Cost("params", tuple(monomials))
+    return Cost("params", tuple(monomials), coupling)
 
 
 @cost
 def flops(coupling: Coupling) -> Cost:
     """Floating-point operations of one forward on the captured inputs."""
-    return Cost(
-        "flops",
-        tuple(
-            monomial(coupling, 2 * w.coefficient, w.extents, w.node.module or w.node.name) for w in coupling.facts.works
-        ),
+    monomials = (
+        monomial(coupling, 2 * w.coefficient, w.extents, w.node.module or w.node.name) for w in coupling.facts.works
     )
+    return Cost("flops", tuple(monomials), coupling)
 
 
 def monomial(coupling: Coupling, coefficient: int, extents: list[Extent] | tuple[Extent, ...], vertex: str) -> Monomial:

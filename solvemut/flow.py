@@ -30,6 +30,7 @@ class Extent:
 
     labels: np.ndarray
     per_row: bool = False
+    owner: Any = None  # the coupling whose labels these are, in requests
 
     @property
     def now(self) -> int:
@@ -312,6 +313,8 @@ class Flow:
         index = tuple(slice(None) if d in first.dims else None for d in dims)
         full = np.broadcast_to(first.labels[index], [x.shape[d] for d in dims])
         keep = tuple(d for d in new if shape[d] > 1)
+        if not keep:  # a single position
+            return []
         labels = np.ascontiguousarray(full).reshape([shape[d] for d in keep])
         if not (len(dims) == 1 and len(keep) == 1) or paths[keep[0]] is not None:
             self.rectangle(labels, [paths[d] for d in keep])
@@ -332,6 +335,10 @@ class Flow:
             self.group_rows(part)
         self.work([work, Extent(rows.reshape(-1)), Extent(inner, per_row=True)])
         return out_rows.reshape(-1)
+
+    def is_grouped(self, arg: Ref, groups: int) -> bool:
+        """Whether a convolution weight has groups."""
+        return groups > 1
 
     def inner_units(self, arg: Ref, w: Labels, groups: int) -> np.ndarray | None:
         """Labels of the inner dim of a grouped weight, [groups, channels]; None if it is a single slice."""

@@ -130,7 +130,11 @@ class Graph:
         last = nodes[-1]
         units, axis = self._units(last.name)
         labels = self._feature_labels(last.name)
-        out = Affine((), len(units)) if labels is None else Affine.of(Extent(labels.reshape(-1)), f"{name}.out")
+        out = (
+            Affine((), len(units))
+            if labels is None
+            else Affine.of(Extent(labels.reshape(-1), owner=self.coupling), f"{name}.out")
+        )
         produced = [
             self.coupling.units(self.coupling.sources[key])
             for n in nodes for r in n.refs() if r in self.trace.params
@@ -149,11 +153,11 @@ class Graph:
             if (f := found.factor(dim)) is None:
                 return Affine((), found.shape[dim])
             if len(f.dims) == 1:
-                return Affine.of(Extent(f.labels), name)
+                return Affine.of(Extent(f.labels, owner=self.coupling), name)
         labels = self._feature_labels(value)
         if labels is None:
             return Affine((), len(self._units(value)[0]))
-        return Affine.of(Extent(labels.reshape(-1)), name)
+        return Affine.of(Extent(labels.reshape(-1), owner=self.coupling), name)
 
     # -- the feature axis of values ----------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .apply import Plan
 from .compile import Compiler
-from .constraints import Budget, Request, flat
+from .constraints import Budget, Request, flat, owners
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
@@ -48,7 +48,11 @@ class Problem:
 
     def add(self, *requests: Any) -> None:
         """Requests on sizes and costs: `graph["a"].out == 32`, `graph.flops <= 1e9`, lists of such."""
-        self.requests += flat(requests)
+        found = flat(requests)
+        for r in found:
+            if any(owner is not self.graph.coupling for owner in owners(r)):
+                raise RequestError(f"'{r}' speaks of another graph; after a mutation ask the mutator's new graph")
+        self.requests += found
 
     def keep(self, *patterns: str) -> None:
         """Leave the outputs of these vertices (names, containers or globs) as they are."""

@@ -240,7 +240,7 @@ class _Replay(Flow):
             )
         ua, ub = units[a], units[b]
         # a frozen unit counts as itself wherever it stands at the same place of both
-        if (ua == ub).all() or self._both_fixed(ua, ub):
+        if (ua == ub).all() or self._both_fixed(ua, ub) or self._last_of_its_kind(ua, ub):
             return
         if self.asked_here(b) is not None:
             b[...] = _in_order(a, b, units)
@@ -251,6 +251,14 @@ class _Replay(Flow):
                 f"the units kept meet in different order at {self.node.at()}; keep one of the layers before it"
             )
 
+    def _last_of_its_kind(self, ua: np.ndarray, ub: np.ndarray) -> bool:
+        """The last head that is left looks like a dim of its own: one unit, repeated, that meets what stays anyway."""
+        frozen = self.coupling.frozen
+        for one, other in ((ua, ub), (ub, ua)):
+            if one.size > 1 and (one == one.reshape(-1)[0]).all() and frozen[other].all():
+                return True
+        return False
+
     def _both_fixed(self, ua: np.ndarray, ub: np.ndarray) -> bool:
         differ = ua != ub
         frozen = self.coupling.frozen
@@ -259,6 +267,10 @@ class _Replay(Flow):
     def created(self, path: Any, n: int) -> np.ndarray | None:
         key = (self.node.name, path)
         return self.source(key, (n,)) if key in self.coupling.sources else None
+
+    def is_grouped(self, arg: Ref, groups: int) -> bool:
+        extent = self.coupling.sources.get((arg.name, 1))
+        return groups > 1 or (extent is not None and extent.per_row)  # one group may be left
 
     def inner_units(self, arg: Ref, w: Labels, groups: int) -> np.ndarray | None:
         if (arg.name, 1) in self.coupling.sources:  # it had several slices before
@@ -315,15 +327,34 @@ def solve_attributes(trace: Trace) -> dict[Size, int]:
             if isinstance(value, int) and value >= 0:
                 equations.append((size, value, node))
     env = _known_sizes(trace, equations)
+    env |= trace.attributes
     solved: dict[Size, int] = {}
-    involved: dict[Size, list[tuple[Size, int, Node]]] = {}
-    for equation in equations:
-        leaves = {x for x in equation[0].leaves() if x.op == "attr"}
-        if len(leaves) == 1:
-            involved.setdefault(leaves.pop(), []).append(equation)
-    for attribute, own in involved.items():
-        solved[attribute] = _solve_one(attribute, own, {**env, **trace.attributes})
+    waiting = equations
+    while waiting:  # equations with one unknown attribute first; what they settle may leave others with one
+        ready: dict[Size, list[tuple[Size, int, Node]]] = {}
+        left = []
+        for equation in waiting:
+            unknown = {x for x in equation[0].leaves() if x.op == "attr" and x not in solved}
+            if len(unknown) == 1:
+                ready.setdefault(unknown.pop(), []).append(equation)
+            elif unknown:
+                left.append(equation)
+        for attribute, own in ready.items():
+            solved[attribute] = env[attribute] = _solve_one(attribute, own, env)
+        if not ready:
+            break
+        waiting = left
+    _check_attributes(equations, env)
     return solved
+
+
+def _check_attributes(equations: Sequence[tuple[Size, int, Node]], env: Mapping[Size, int]) -> None:
+    for size, wanted, node in equations:
+        if all(leaf in env for leaf in size.leaves()) and size.evaluate(env) != wanted:
+            raise SolvemutError(
+                f"the forward computes {size} = {size.evaluate(env)} where this plan has {wanted}: {node.at()}; "
+                "keep one of the layers before it"
+            )
 
 
 def _known_sizes(trace: Trace, equations: Sequence[tuple[Size, int, Node]]) -> dict[Size, int]:
@@ -356,13 +387,18 @@ def _solve_one(attribute: Size, equations: Sequence[tuple[Size, int, Node]], env
 
 
 def _solve_affine(size: Size, wanted: int, env: Mapping[Size, int], attribute: Size) -> int | None:
-    form = affine(size)
+    form = affine(_with_known(size, env, attribute))
     if form is None or attribute not in form[1]:
         return None
-    constant, leaves = form
-    rest = constant + sum(c * env[leaf] for leaf, c in leaves.items() if leaf != attribute)
-    value = (wanted - rest) / leaves[attribute]
+    value = (wanted - form[0]) / form[1][attribute]
     return int(value) if value.denominator == 1 else None
+
+
+def _with_known(size: Size, env: Mapping[Size, int], attribute: Size) -> Size:
+    """All but one attribute replaced by their numbers."""
+    if size.op in ("attr", "size"):
+        return size if size == attribute else Size("const", (env[size],))
+    return size if size.op == "const" else Size(size.op, tuple(_with_known(a, env, attribute) for a in size.args))
 
 
 __all__ = ["FIXED", "REWRITES", "Resized", "new_shape", "resize", "solve_attributes"]

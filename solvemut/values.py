@@ -146,12 +146,12 @@ def normalised(value: np.ndarray, coupling: Coupling, how: str | None) -> np.nda
     if how is None:
         return value
     out = value.astype(float).copy()
+    scale_of = {"mean": np.mean, "max": np.max, "sum": np.sum, "l2": np.linalg.norm}[how]
     for g in range(len(coupling.groups)):
         member = coupling.group_of == g
-        v = value[member]
-        scale = {"mean": v.mean, "max": v.max, "sum": v.sum, "l2": lambda v=v: np.sqrt((v**2).sum())}[how]()
-        if scale > 0:
-            out[member] = v / scale
+        scale = float(scale_of(value[member]))  # type: ignore[operator]
+        if 0 < scale < np.inf:
+            out[member] = value[member] / scale
     return out
 
 
@@ -173,7 +173,10 @@ def _from_vertices(graph: Graph, given: Mapping[str, Any], what: str) -> np.ndar
         raw = given.get(v.name, 1.0 if v.makes_units else None)
         if raw is None:
             continue
-        array = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw, dtype=float)
+        try:
+            array = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw, dtype=float)
+        except (TypeError, ValueError) as e:
+            raise ValuesError(f"the values of {v.name} are no numbers: {raw!r}") from e
         if array.ndim > 1 or (array.ndim == 1 and len(array) != v.nout):
             raise ValuesError(f"{v.name} has {v.nout} units, but its values have shape {array.shape}")
         if not np.isfinite(array).all():

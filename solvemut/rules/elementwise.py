@@ -72,19 +72,25 @@ def _align_joint(flow: Flow, operands: list[Labels], dims: tuple[int, ...]) -> l
 
 
 @rule(
-    "dropout dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout clone contiguous to"
-    " detach alias lift_fresh lift_fresh_copy type_as _to_copy hardswish relu6 selu celu elu gelu silu mish softplus"
+    "dropout dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout clone contiguous"
+    " detach alias lift_fresh lift_fresh_copy hardswish relu6 selu celu elu gelu silu mish softplus"
     " hardtanh hardsigmoid leaky_relu logsigmoid log_sigmoid threshold masked_fill where clamp clamp_min clamp_max"
     " copy fill nan_to_num rrelu bernoulli dequantize positive conj resolve_conj resolve_neg float half double"
-    " zeros_like ones_like full_like empty_like rand_like randn_like zero add sub mul div relu sigmoid tanh pow"
+    " zero add sub mul div relu sigmoid tanh pow"
     " maximum minimum rsub true_divide floor_divide multiply subtract divide"
 )
 def _elementwise(flow: Flow, node: Node) -> Labels:
     return elementwise(flow, node)
 
 
+@rule("to type_as _to_copy zeros_like ones_like full_like empty_like rand_like randn_like")
+def _like(flow: Flow, node: Node) -> Labels:
+    """The shape is that of the first argument; another only lends its dtype."""
+    return flow.labels(node.args["self"])
+
+
 @rule("softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp flip roll sort argsort normalize")
-def _along(flow: Flow, node: Node) -> Labels:
+def _along(flow: Flow, node: Node) -> Output:
     """Same shape, mixing along some dims: those stay whole when they are part of a head or group."""
     x = flow.labels(node.args.get("self", node.args.get("input")))
     name = "dims" if "dims" in node.args else "dim"
@@ -96,7 +102,7 @@ def _along(flow: Flow, node: Node) -> Labels:
             flow.note(f.labels, f"{node.op} runs over the units that stay")
         else:
             x = flow.whole(x, d)
-    return x
+    return [x] * len(node.shapes) if node.is_list else x
 
 
 def unknown(flow: Flow, node: Node) -> Output:

@@ -55,20 +55,18 @@ def _convolution(flow: Flow, node: Node) -> Labels:
 
 
 def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
-    x, w = (
-        flow.labels(node.args["input"]),
-        flow.labels(node.args["weight"], only=[0] if node.args.get("groups", 1) > 1 else [0, 1]),
-    )
+    weight, groups = node.args["weight"], node.args.get("groups", 1)
+    grouped = flow.is_grouped(weight, groups)
+    x, w = flow.labels(node.args["input"]), flow.labels(weight, only=[0] if grouped else [0, 1])
     space = w.ndim - 2
     c = x.ndim - space - 1  # an unbatched input has no batch dim
     x = flow.separate(x, c)
     flow.freeze_dims(x, range(c + 1, x.ndim), "a convolution runs along it")
     flow.freeze_dims(w, range(2, w.ndim), "it is part of a convolution kernel")
-    groups = node.args.get("groups", 1)
     kernel, pixels = prod(w.shape[2:]), prod((x.shape if transposed else node.shape)[c + 1 :])
     batch = x.shape[0] if c else 1
     inputs = x.dim(c)
-    if groups == 1:
+    if not grouped:
         w_in, w_out = (w.dim(0), w.dim(1)) if transposed else (w.dim(1), w.dim(0))
         flow.merge(inputs, w_in, (x.shape[c],))
         outputs = w_out
