@@ -46,21 +46,21 @@ def solve_against_brute_force(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
-@examples(40)
+@examples(30)
 @given(data=st.data())
 def test_optimum_is_brute_force_optimum_for_every_shape(shape, data):
     solve_against_brute_force(data.draw(specs(shape=shape)))
 
 
 @pytest.mark.parametrize("numbers", sorted(NUMBERS))
-@examples(25)
+@examples(20)
 @given(data=st.data())
 def test_optimum_is_brute_force_optimum_for_every_kind_of_number(numbers, data):
     solve_against_brute_force(data.draw(specs(numbers=numbers)))
 
 
 @pytest.mark.parametrize("stages", [2, 3])
-@examples(25)
+@examples(15)
 @given(data=st.data())
 def test_stages_are_lexicographic(stages, data):
     solve_against_brute_force(data.draw(specs(stages=stages)))

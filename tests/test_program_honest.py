@@ -88,7 +88,7 @@ NEAR = st.sampled_from(
 )
 
 
-@examples(80)
+@examples(50)
 @given(st.data())
 def test_budgets_at_the_exact_cost_of_some_choice(data):
     """The budget is what some choice costs, one unit in the last place less, or one more; the answer is exact."""
