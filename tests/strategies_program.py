@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,19 @@ Number = int | float
 def examples(count: int, nightly: int = 20) -> settings:
     """Settings with ``count`` examples, ``nightly`` times as many in the nightly profile."""
     return settings(max_examples=count * (nightly if NIGHTLY else 1))
+
+
+class Stopwatch:
+    """Seconds since it was made: by the clock on the wall; on an overloaded machine those that the process had."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.monotonic(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        wall, cpu = time.monotonic() - self.wall, time.process_time() - self.cpu
+        overloaded = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+        return min(wall, cpu) if overloaded else wall
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
