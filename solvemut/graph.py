@@ -137,7 +137,7 @@ class Graph:
         )
         produced = [
             self.coupling.units(self.coupling.sources[key])
-            for n in nodes for r in n.refs() if r in self.trace.params
+            for n in nodes for r in n.refs() if r in self.trace.params and self.trace.params[r].kind == "parameter"
             for key in self.coupling.produced if key[0] == r
         ]  # fmt: skip
         free = units[units != FIXED]

@@ -63,6 +63,7 @@ def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
     x = flow.separate(x, c)
     flow.freeze_dims(x, range(c + 1, x.ndim), "a convolution runs along it")
     flow.freeze_dims(w, range(2, w.ndim), "it is part of a convolution kernel")
+    w = flow.separate(flow.separate(w, 0), 1)
     kernel, pixels = prod(w.shape[2:]), prod((x.shape if transposed else node.shape)[c + 1 :])
     batch = x.shape[0] if c else 1
     inputs = x.dim(c)
