@@ -11,6 +11,7 @@
 #   PYTHON=python3.12              the interpreter that makes the virtual environment
 #   VENV=path                      the environment to use; if it exists already it is used as it is, its torch included
 #   VENV_FLAGS=...                 more flags for `python -m venv`, such as --system-site-packages
+#   JOBS=2                         processes that share the tests; 0: in this one
 #   OWN_TORCH=1                    install no pinned versions: a torch that the environment already sees is left alone
 
 PYTHON ?= python3
@@ -18,6 +19,7 @@ VENV ?= .venv
 VENV_FLAGS ?=
 OWN_TORCH ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -33,7 +35,7 @@ demo: $(VENV)/.solvemut-demo
 	$(PY) examples/prune_digits.py $(DEMO_ARGS)
 
 test: $(VENV)/.solvemut-test
-	$(PY) -m pytest -q $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.solvemut-dev
 	$(PY) -m ruff check .
