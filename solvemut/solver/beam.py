@@ -17,6 +17,8 @@ from .dominance import contexts, dominated, live_variables
 from .price import Priced
 from .view import FORBIDDEN
 
+CROWD = 20  # times the width: so many partial choices are compared with one another
+
 
 @dataclass(eq=False)
 class Found:
@@ -69,6 +71,11 @@ def search(
             parts.append((found[0] + start, found[1], found[2]))
         parents, levels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         bounds = np.concatenate([part[2] for part in parts])
+        room = max(CROWD * width, 50_000)
+        if len(parents) > room:  # too many to compare: the best of them
+            kept, lost = _best(bounds[:, valued].min(axis=1), room)
+            dropped = max(dropped, lost)
+            parents, levels, bounds = parents[kept], levels[kept], bounds[kept]
         if compare is not None and len(parents) > 1:
             moved = choices[parents]
             moved[:, v] = levels
@@ -76,16 +83,20 @@ def search(
             good = ~dominated(contexts(moved, live[step]), value, slacks, compare.margins)
             parents, levels, bounds = parents[good], levels[good], bounds[good]
         if len(parents) > width:
-            score = bounds[:, valued].min(axis=1)
-            order = np.argpartition(-score, width)
-            dropped = max(dropped, float(score[order[width:]].max()))
-            kept = np.sort(order[:width])
+            kept, lost = _best(bounds[:, valued].min(axis=1), width)
+            dropped = max(dropped, lost)
             parents, levels, bounds = parents[kept], levels[kept], bounds[kept]
         choices = choices[parents]
         choices[:, v] = levels
         if not len(choices):
             break
     return Found(choices, dropped)
+
+
+def _best(score: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """Where the highest scores are, in order of place, and the highest of the others."""
+    order = np.argpartition(-score, count)
+    return np.sort(order[:count]), float(score[order[count:]].max())
 
 
 def _extend(

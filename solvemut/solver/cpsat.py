@@ -167,7 +167,7 @@ class _Run:
         rows = [integral(row, self.sizes, PAIR_CELLS) for row in model.rows]
         for row in rows:
             self.add_row(row)
-        self._hint()
+        self._hint(self.request.hint)
         objective = integral(model.objective, self.sizes, PAIR_CELLS)
         if self.request.feasibility or not (objective.tables or objective.products):
             status = self._one_solve(None)
@@ -198,6 +198,9 @@ class _Run:
             best, slack = self.floor_best, len(parts)
             band = self.model.new_int_var(-slack, max(0, (self.floor_bound or 0) - best), "")
             self.model.add(expression == band + best)
+            self.model.clear_hints()
+            self._hint(self.answer.choice)
+            self.model.add_hint(band, 0)
             base += best << shift
             coefficients = [c & ((1 << shift) - 1) for c in coefficients] + [np.array([1 << shift], dtype=object)]
             summands = [*summands, _Summand(np.array([1]), [band])]
@@ -229,8 +232,8 @@ class _Run:
         if self.request.workers > 1:
             parameters.interleave_search = True
 
-    def _hint(self) -> None:
-        start = None if self.request.hint is None else self.reduced.encode(self.request.hint)
+    def _hint(self, choice: Choice | None) -> None:
+        start = None if choice is None else self.reduced.encode(choice)
         if start is not None:
             for literals, k in zip(self.levels, start, strict=True):
                 if len(literals) == 2:

@@ -269,7 +269,8 @@ class _Round:
             if self.search.tried >= self._tries():
                 self._finish(domains, FINISH_CELLS, None)
                 return None
-            if self.search.tried == 1 and self._separable and self._finish(domains, SMALL_CELLS, SMALL_EFFORT):
+            few = SMALL_CELLS * self.search.tried
+            if self._separable and self.search.tried in (1, 2) and self._finish(domains, few, SMALL_EFFORT):
                 return None
 
     @property
