@@ -1,0 +1,78 @@
+"""Plans as JSON, and a pruned checkpoint loaded again: fresh model, plan, state_dict."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import nets_attention  # noqa: F401  (enters its networks in the table)
+import nets_shapes  # noqa: F401
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import NETS
+from oracles import assert_same, outputs
+from test_apply import planned, training_set
+
+import solvemut as sm
+
+# -- saving and loading ------------------------------------------------------------------------------------------------
+
+
+RELOADED = ["Residual", "ResNeXt", "FusedQkv", "TiedHead", "GroupNorm", "SplitByAttribute", "Vit"]
+
+
+@pytest.mark.parametrize("name", RELOADED)
+def test_reload_from_fresh_model_plan_and_checkpoint(name, tmp_path):
+    model, args = training_set(name)
+    plan = planned(model, args, 0.8)
+    plan.apply(model)
+    plan.save(tmp_path / "plan.json")
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    fresh = NETS[name].model()
+    loaded = sm.Plan.load(tmp_path / "plan.json")
+    loaded.apply(fresh)
+    fresh.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert_same(outputs(fresh, args), outputs(model, args))
+
+
+def test_json_round_trip_keeps_everything():
+    model, args = training_set("ResNeXt")
+    plan = planned(model, args)
+    again = sm.Plan.from_json(plan.to_json())
+    for field in ("status", "objective", "bound", "gap", "sizes", "indices", "shapes", "costs", "attributes", "notes"):
+        assert getattr(again, field) == getattr(plan, field), field
+    assert str(again) == str(plan)
+    data = json.loads(plan.to_json())
+    assert data["version"] == 1 and data["format"] == "solvemut-plan"
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "3", "{}", '{"format": "other"}', '{"format": "solvemut-plan", "version": 1}',
+    '{"format": "solvemut-plan", "version": "x"}',
+])  # fmt: skip
+def test_corrupt_json(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(sm.errors.PlanMismatchError):
+        sm.Plan.load(tmp_path / "plan.json")
+
+
+def test_json_of_a_later_version_and_with_pieces_missing():
+    model, args = training_set("Mlp")
+    data = json.loads(planned(model, args).to_json())
+    with pytest.raises(sm.errors.PlanMismatchError, match="version"):
+        sm.Plan.from_json(json.dumps({**data, "version": 99}))
+    for key in data:
+        with pytest.raises(sm.errors.PlanMismatchError):
+            sm.Plan.from_json(json.dumps({k: v for k, v in data.items() if k != key}))
+    for key in ("indices", "shapes", "sizes", "costs", "attributes", "certificate"):
+        for bad in (None, 3, "x", [[1]], {"0.weight": 7}):
+            with pytest.raises(sm.errors.PlanMismatchError):
+                sm.Plan.from_json(json.dumps({**data, key: bad})).apply(copy.deepcopy(model))
+
+
+def test_functional_use_of_weights_after_pruning():
+    model, args = training_set("TiedAutoencoder")
+    sm.prune(model, args, params=0.6, values=sm.values.random(0))
+    y = F.linear(model.enc(args[0]).sigmoid(), model.enc.weight.t(), model.bias)
+    assert_same(outputs(model, args), [y.detach()])
