@@ -35,7 +35,7 @@ demo: $(VENV)/.solvemut-demo
 	$(PY) examples/prune_digits.py $(DEMO_ARGS)
 
 test: $(VENV)/.solvemut-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.solvemut-dev
 	$(PY) -m ruff check .
