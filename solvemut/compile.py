@@ -254,7 +254,10 @@ class Compiler:
             self._multiple(size, divisor, remainder, name)
         for budget in self.budgets:
             self._cost(budget.cost, str(budget))
-            self.program.budget(str(budget), budget.limit)
+            if budget.sense == "<=":
+                self.program.budget(str(budget), budget.limit)
+            else:
+                self.program.budget(str(budget), lower=budget.limit)
 
     def _units_kept(self, choice: Choice) -> np.ndarray:
         kept: Any = 0

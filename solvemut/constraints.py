@@ -167,10 +167,16 @@ class Cost:
         return sum(m.now for m in self.monomials)
 
     def __le__(self, limit: Any) -> Budget:
+        return Budget(self, self._limit("<=", limit))
+
+    def __ge__(self, limit: Any) -> Budget:
+        return Budget(self, self._limit(">=", limit), ">=")
+
+    def _limit(self, sense: str, limit: Any) -> Fraction:
         try:
-            return Budget(self, Fraction(limit))
+            return Fraction(limit)
         except (TypeError, ValueError, OverflowError) as e:
-            raise RequestError(f"{self.name} <= {limit!r}: a budget is a finite number") from e
+            raise RequestError(f"{self.name} {sense} {limit!r}: a budget is a finite number") from e
 
     def __str__(self) -> str:
         return self.name
@@ -178,17 +184,18 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """cost <= limit."""
+    """cost <= limit, or >= it."""
 
     cost: Cost
     limit: Fraction
+    sense: str = "<="
 
     def __bool__(self) -> bool:
         raise RequestError(f"'{self}' is a request, not a truth value")
 
     def __str__(self) -> str:
         limit = int(self.limit) if self.limit.denominator == 1 else float(self.limit)
-        return f"{self.cost.name} <= {limit}"
+        return f"{self.cost.name} {self.sense} {limit}"
 
     __repr__ = __str__
 

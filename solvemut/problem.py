@@ -115,7 +115,7 @@ class Problem:
         graph, trace = self.graph, self.graph.trace
         resized = resize(graph.coupling, kept)
         after = Graph(resized.trace, couple(resized.trace), graph.example, graph.model)
-        limits = {b.cost.name: float(b.limit) for b in self.requests if isinstance(b, Budget)}
+        limits = {b.cost.name: float(b.limit) for b in self.requests if isinstance(b, Budget) and b.sense == "<="}
         costs = {n: PlanCost(c.now, after.costs[n].now, limits.get(n)) for n, c in graph.costs.items()}
         self._check(solution, costs)
         return Plan(
