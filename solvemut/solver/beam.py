@@ -44,7 +44,7 @@ def search(
     width: int,
     over: Callable[[], bool],
     compare: Compare | None = None,
-    entries: int = 4_000_000,
+    entries: int = 1_500_000,
 ) -> Found:
     """All choices whose bound is above ``threshold`` at every guide, at most ``width`` kept at a time.
 

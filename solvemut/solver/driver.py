@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ..errors import TimeLimitError
 from . import auto, enumeration
 from .engine import Answer, Request, relative_gap
-from .exact import Number, nearest
-from .model import Choice, Clock, Model, Row
+from .exact import Number, RankOne, entry, nearest
+from .model import Choice, Clock, Model, Row, Term
 from .solution import Progress, Solution
 from .statement import Statement, total
 
@@ -38,12 +40,6 @@ class Options:
     engine: str = "auto"
     extra: tuple[Row, ...] = ()  # rows beside the statement's own: choices excluded, say
     start: tuple[Choice, ...] = ()  # choices to try first
-
-
-@dataclass
-class _Stage:
-    answer: Answer
-    engine: str
 
 
 @dataclass
@@ -207,20 +203,11 @@ def _trivial_bound(statement: Statement, stage: int) -> Number:
     return bound
 
 
-def _best(term: Any) -> Number:
-    from .exact import RankOne, entry
-
-    table = term.table
-    if isinstance(table, RankOne):
-        firsts = [entry(table.first, i) for i in range(len(table.first))]
-        seconds = [entry(table.second, j) for j in range(len(table.second))]
-        best = max(x * y for x in (min(firsts), max(firsts)) for y in (min(seconds), max(seconds)))
+def _best(term: Term) -> Number:
+    """A bound on what one term can come to."""
+    if isinstance(term.table, RankOne):
+        ends = [[entry(f, int(f.argmin())), entry(f, int(f.argmax()))] for f in (term.table.first, term.table.second)]
+        best = max(x * y for x in ends[0] for y in ends[1])
     else:
-        best = max(entry(table, *index) for index in _corners(table))
+        best = entry(term.table, *(int(i) for i in np.unravel_index(int(term.table.argmax()), term.table.shape)))
     return max(0, best) if term.when is not None else best
-
-
-def _corners(table: Any) -> list[tuple[int, ...]]:
-    import numpy as np
-
-    return [tuple(int(i) for i in np.unravel_index(int(table.argmax()), table.shape))]

@@ -14,7 +14,9 @@ from math import frexp
 
 import numpy as np
 
+from .enumeration import totals
 from .exact import Number, RankOne, floats, nearest
+from .integral import integral
 from .model import Model, Row
 
 HARD_CELLS = 1 << 18  # a row over a pair becomes a table of forbidden pairs up to this many
@@ -216,9 +218,6 @@ def _forbidden(row: Row, sizes: Sequence[int]) -> tuple[tuple[int, ...], np.ndar
     tie = row.lower is not None and row.lower == row.upper and len(variables) == 3 and cells <= HARD_TRIPLE
     if not tie and (not 1 <= len(variables) <= 2 or cells > HARD_CELLS):
         return None
-    from .enumeration import totals
-    from .integral import integral
-
     found = integral(row, sizes, cells)
     shape = [sizes[v] for v in variables]
     codes = np.zeros((len(sizes), cells), dtype=np.int64)
