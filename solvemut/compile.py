@@ -72,8 +72,8 @@ class Compiler:
         self.choices = [Choice([b], np.arange(len(b.levels))[:, None]) for b in self.partition.blocks]
         self.choice_of = {id(b): k for k, b in enumerate(self.partition.blocks)}
         self._round()
-        self._join_choices()
         self._never_empty()
+        self._join_choices()
         self._state()
         return self.program
 
