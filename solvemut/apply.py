@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from .errors import PlanMismatchError, SolvemutError
+from .modules import untouched
 from .plan import AttributeChange, Index, PlanRecord
 
 Undo = list[Callable[[], None]]
@@ -300,24 +301,19 @@ def _verify(plan: PlanRecord, model: nn.Module) -> None:
     if not plan.example:
         return
     spec = json.loads(plan.example)
-    training = [(m, m.training) for m in model.modules()]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, untouched(model):
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
         fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
         like = next((t for t in fake.values() if t.is_floating_point()), torch.empty(0))
         leaves = [_leaf(x, like) for x in spec["leaves"]]
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(spec["tree"]))
         try:
-            model.eval()
             out = torch.func.functional_call(model, fake, args, kwargs)
         except Exception as e:
             raise SolvemutError(
-                f"the changed model would not run: {type(e).__name__}: {str(e).splitlines()[0][:300]}. "
-                "Nothing was changed. A size may be computed outside the module's attributes; keep the layers before it"
+                f"the changed model would not run: {type(e).__name__}: {str(e).splitlines()[0][:300]}. Nothing was "
+                "changed. A size may be computed or cached outside the modules' attributes; keep the layers before it"
             ) from e
-        finally:
-            for m, was in training:
-                m.training = was
     shapes = [tuple(t.shape) for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
     if plan.outputs and set(shapes) != {tuple(s) for s in plan.outputs}:
         raise SolvemutError(f"the changed model would return shapes {shapes}, the plan says {list(plan.outputs)}")

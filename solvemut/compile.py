@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .blocks import MOST_LEVELS, Block, Equation, Partition, Term, best_units, block_value
-from .constraints import Affine, Budget, Cost, Multiple, Relation, Request
+from .constraints import Affine, Budget, Cost, Monomial, Multiple, Relation, Request
 from .coupling import Coupling, Link
 from .errors import RequestError
 from .flow import Extent
@@ -35,6 +35,14 @@ class Choice:
     def keep(self, mask: np.ndarray) -> None:
         """Leave only some levels."""
         self.picks = self.picks[mask]
+
+
+class TooManySizes(RequestError):
+    """A cost is a product of more than two sizes that change apart; `extent` is one that might stay."""
+
+    def __init__(self, extent: Extent, vertex: str) -> None:
+        super().__init__(f"the cost of {vertex} is a product of more than two sizes that change apart")
+        self.extent, self.vertex = extent, vertex
 
 
 class Compiler:
@@ -347,7 +355,7 @@ class Compiler:
             for table in tables:
                 self.program.cost(resource, table, self.choices[i].width, self.choices[j].width)
 
-    def _reduced(self, factors: list[Any], m: Any) -> list[Any]:
+    def _reduced(self, factors: list[Any], m: Monomial) -> list[Any]:
         """Products of more than two sizes are fine where all but two are of one choice."""
         while len(factors) > 2:
             merged = None
@@ -357,9 +365,7 @@ class Compiler:
                     merged = (i, j, self._times(ci, vi, cj, vj))
                     break
             if merged is None:
-                raise RequestError(
-                    f"the cost of {m.vertex} is a product of {len(factors)} sizes that change apart; keep one"
-                )
+                raise TooManySizes(min(m.extents, key=lambda e: e.now), m.vertex)
             i, j, product = merged
             factors = [f for k, f in enumerate(factors) if k not in (i, j)] + [product]
         return factors

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .apply import Plan
-from .compile import Compiler
+from .compile import Compiler, TooManySizes
 from .constraints import Budget, Request, flat, owners
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
@@ -77,26 +77,35 @@ class Problem:
         start = time.perf_counter()
         value = unit_values(self.values, self.graph.model, self.graph)
         compiler = self._compiler(value)
-        program = compiler.compile()
         left = max(0.05 * time_limit, time_limit - (time.perf_counter() - start))
         with Reporter(progress) as reporter:
             try:
-                solution = program.solve(time_limit=left, gap=gap, seed=seed, callback=reporter)
+                solution = compiler.program.solve(time_limit=left, gap=gap, seed=seed, callback=reporter)
             except InfeasibleError as e:
                 raise self._explained(e, value, time_limit) from None
         kept = compiler.decode(solution)
         return self._plan(solution, kept, compiler, time.perf_counter() - start)
 
     def _compiler(self, value: np.ndarray, join_requests: bool = True) -> Compiler:
-        return Compiler(self.graph.coupling, value, self.requests, self.multiple, self.frozen, join_requests)
+        """A compiled program. Where a cost is a product of three sizes that change apart, one of them is kept."""
+        frozen, notes = self.frozen.copy(), []
+        while True:
+            compiler = Compiler(self.graph.coupling, value, self.requests, self.multiple, frozen, join_requests)
+            try:
+                compiler.compile()
+            except TooManySizes as e:
+                frozen[self.graph.coupling.units(e.extent)] = True
+                notes.append(f"{e}: the smallest of them, {e.extent.now}, stays")
+                continue
+            compiler.notes += notes
+            return compiler
 
     def _explained(self, error: InfeasibleError, value: np.ndarray, time_limit: float) -> InfeasibleError:
         """The conflict in the words of the request: what cannot hold, and what could."""
         compiler = self._compiler(value, join_requests=False)  # equations that were asked for can be named too
-        program = compiler.compile()
         with contextlib.suppress(TimeLimitError):
             try:
-                program.solve(time_limit=time_limit, gap=1.0)
+                compiler.program.solve(time_limit=time_limit, gap=1.0)
             except InfeasibleError as e:
                 error = e
         lines = []

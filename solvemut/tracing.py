@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
+from .modules import untouched
 from .provenance import ID, KEY, SizeRecorder, python_functions_open, tracked_attributes
 from .trace import Node, Param, Ref, Size, Trace
 
@@ -50,22 +51,11 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         warnings.simplefilter("ignore")
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(_eval_mode(model))
+        stack.enter_context(untouched(model))
         stack.enter_context(tracked_attributes(model))
         stack.enter_context(python_functions_open())
         stack.enter_context(SizeRecorder())
         return torch.export.export(model, args, kwargs, strict=False)
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for m, mode in training:
-            m.training = mode
 
 
 WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features", "group_norm": "num_channels"}

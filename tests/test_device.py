@@ -1,4 +1,4 @@
-"""Pruning on an accelerator: device and dtype stay, the optimizer goes on, the function is that of the masked network."""
+"""Pruning on an accelerator: device and dtype stay, the optimizer goes on, the function is the masked network's."""
 
 from __future__ import annotations
 

@@ -34,15 +34,16 @@ LAYERS: dict[str, set[str]] = {
     "plan": {"graph"},
     "progress": {"program"},
     "provenance": {"trace"},
-    "tracing": {"provenance"},
+    "modules": set(),
+    "tracing": {"modules", "provenance"},
     "values": {"graph"},
-    "apply": {"plan"},
+    "apply": {"modules", "plan"},
     "problem": {"apply", "compile", "progress", "resize", "values"},
     "edits": {"apply", "compile"},
     "builder": set(),
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"problem", "provenance", "tracing", "values", "apply", "edits", "builder", *FACADES}
+TORCH = {"modules", "problem", "provenance", "tracing", "values", "apply", "edits", "builder", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 
