@@ -146,12 +146,7 @@ def test_every_engine_answers_the_same_twice(way):
     assert (first.choice, first.value, first.bound) == (second.choice, second.value, second.bound)
 
 
-GIVES_UP = pytest.mark.xfail(raises=MemoryError, reason="enumeration does not give up on what is too large for it")
-
-
-@pytest.mark.parametrize(
-    "engine", [pytest.param(e, marks=GIVES_UP if e == "enumeration" else ()) for e in auto.ENGINES]
-)
+@pytest.mark.parametrize("engine", auto.ENGINES)
 def test_every_engine_stops_in_time_and_is_not_wrong_by_then(engine):
     program = instances.resnet18(step=8)
     watch = Stopwatch()

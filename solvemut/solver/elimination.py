@@ -357,7 +357,7 @@ def upper_envelope(slopes: np.ndarray, heights: np.ndarray, at: np.ndarray) -> n
         return h[0] + s[0] * at
     breaks = (h[:-1] - h[1:]) / (s[1:] - s[:-1])  # line k+1 is above line k to the right of breaks[k]
     which = np.searchsorted(np.maximum.accumulate(breaks), at.reshape(-1)).reshape(at.shape)
-    best = h[which] + s[which] * at
+    best = np.asarray(h[which] + s[which] * at)  # a single query comes back as a scalar, which "out" refuses
     # rounding may put a query on the wrong side of a break: its neighbours cost little and make the maximum sure
     for step in (-1, 1):
         near = np.clip(which + step, 0, len(s) - 1)
