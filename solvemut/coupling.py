@@ -91,6 +91,18 @@ class Coupling:
     def n_units(self) -> int:
         return len(self.frozen)
 
+    def is_like(self, other: Any) -> bool:
+        """Whether another coupling is of the same model at the same sizes, so that its labels mean the same units."""
+        if other is self:
+            return True
+        return (
+            isinstance(other, Coupling)
+            and np.array_equal(self.unit_of, other.unit_of)
+            and self.trace.params == other.trace.params
+            and [(n.name, n.op, n.shapes) for n in self.trace.nodes]
+            == [(n.name, n.op, n.shapes) for n in other.trace.nodes]
+        )
+
     @cached_property
     def row_of(self) -> tuple[np.ndarray, ...]:
         """For each of `rows` the row of every class, -1 outside."""

@@ -50,7 +50,7 @@ class Problem:
         """Requests on sizes and costs: `graph["a"].out == 32`, `graph.flops <= 1e9`, lists of such."""
         found = flat(requests)
         for r in found:
-            if any(owner is not self.graph.coupling for owner in owners(r)):
+            if not all(self.graph.coupling.is_like(owner) for owner in owners(r)):
                 raise RequestError(f"'{r}' speaks of another graph; after a mutation ask the mutator's new graph")
         self.requests += found
 
