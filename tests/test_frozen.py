@@ -140,3 +140,19 @@ def test_pruned_anyway_means_masked_exactly(call):
     wanted = outputs(masked(model, plan), (x,))
     plan.apply(model)
     assert_same(outputs(model, (x,)), wanted)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("wrap", [
+    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm,
+])  # fmt: skip
+def test_weights_under_a_parametrization_stay_or_follow(wrap):
+    """Whatever is done with the wrapped layer, the result is the masked network, and the other layers go."""
+    layers = [nn.Linear(5, 8), nn.ReLU(), wrap(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 2)]
+    model = nn.Sequential(*layers).double().eval()
+    x = torch.randn(3, 5, dtype=torch.float64)
+    plan = sm.Mutator(model, x).prune(params=0.9, dry_run=True)
+    wanted = outputs(masked(model, plan), (x,))
+    plan.apply(model)
+    assert plan.costs["params"].after == sum(p.numel() for p in model.parameters()) < plan.costs["params"].before
+    assert_same(outputs(model, (x,)), wanted)

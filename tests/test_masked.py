@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import nets_attention  # noqa: F401  (enters its networks in the table)
+import nets_more  # noqa: F401
 import nets_shapes  # noqa: F401
 import numpy as np
 import pytest
@@ -141,12 +142,9 @@ def test_every_free_layer_can_shrink(name):
     assert count_params(after) < count_params(model)
 
 
-@TABLE
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("name", "which"), [(k, i) for k, n in NETS.items() for i in range(len(n.budget))])
 def test_budgets(name, which):
     n, model, _ = captured(name)
-    if which >= len(n.budget):
-        pytest.skip("one budget")
     budget = n.budget[which]
     plan, values = solve(
         name, 10 + which, lambda g: [getattr(g, c) <= f * getattr(g, c).now for c, f in budget.items()]
@@ -204,6 +202,28 @@ def test_softmax_over_units_against_a_rebuilt_network():
     after = copy.deepcopy(model)
     plan.apply(after)
     args = NETS["SoftmaxOverUnits"].args()
+    assert_same(outputs(after, args), outputs(small, args))
+
+
+def test_mean_and_maximum_over_units_against_a_rebuilt_network():
+    _, model, _ = captured("SpatialAttention")
+    plan, _ = solve("SpatialAttention", 0, lambda g: [g["a"].out == 5, g["b"].out == 4])
+    a, b = (plan.indices[f"{k}.weight"][0] for k in "ab")
+    assert plan.indices["b.weight"][1] == a and plan.indices["head.weight"][1] == b
+    small = NETS["SpatialAttention"].model()
+    small.a, small.b, small.head = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1)
+    small.double()
+    with torch.no_grad():
+        small.a.weight.copy_(model.a.weight[a])
+        small.a.bias.copy_(model.a.bias[a])
+        small.b.weight.copy_(model.b.weight[b][:, a])
+        small.b.bias.copy_(model.b.bias[b])
+        small.head.weight.copy_(model.head.weight[:, b])
+        small.head.bias.copy_(model.head.bias)
+        small.gate.load_state_dict(model.gate.state_dict())
+    after = copy.deepcopy(model)
+    plan.apply(after)
+    args = NETS["SpatialAttention"].args()
     assert_same(outputs(after, args), outputs(small, args))
 
 
