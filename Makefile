@@ -4,7 +4,7 @@
 #   make demo                      run examples/prune_digits.py (under 3 minutes on 2 cores); writes out/prune_digits.png
 #   make test                      run the tests                 make test PYTEST_ARGS="-k coupling -x"
 #   make lint                      ruff and mypy
-#   make bench                     benchmarks/budget.py (docs/index.md says what it needs besides)
+#   make bench                     benchmarks/budget.py (benchmarks/README.md says what it needs besides)
 #   make clean                     remove the virtual environment and every cache
 #
 # Variables
@@ -35,7 +35,7 @@ demo: $(VENV)/.solvemut-demo
 	$(PY) examples/prune_digits.py $(DEMO_ARGS)
 
 test: $(VENV)/.solvemut-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.solvemut-dev
 	$(PY) -m ruff check .

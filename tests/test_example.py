@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-pytestmark = pytest.mark.xdist_group("example")  # the run is made once
 EXAMPLE = Path(__file__).parent.parent / "examples" / "prune_digits.py"
 
 
