@@ -114,7 +114,7 @@ class Compiler:
             constant += fixed * c
             for t in terms:
                 k, vector = self._vector(t)
-                vectors[k] = vectors.get(k, 0) + c * t.times * vector
+                vectors[k] = vectors.get(k, 0) + _whole(c * t.times) * vector
         return constant, {k: v for k, v in vectors.items() if (v != v[0]).any() or v[0] != 0}
 
     def _vector(self, t: Term) -> tuple[int, np.ndarray]:
@@ -178,6 +178,7 @@ class Compiler:
 
     def _never_empty(self) -> None:
         """No dim of a parameter may vanish."""
+        several: list[tuple[tuple[str, Any], Extent]] = []
         for key, e in self.coupling.sources.items():
             if e.per_row:
                 continue
@@ -188,6 +189,9 @@ class Compiler:
                 ((k, v),) = vectors.items()
                 self._filter(k, np.array(v > 0, dtype=bool))
             else:
+                several.append((key, e))
+        for key, e in several:  # most of these have a part that cannot vanish on its own
+            if sum(min(v) for v in self.linear([(e, 1)])[1].values()) < 1:
                 self.floors.append(([(e, 1)], f"{self.extent_name(key)} >= 1"))
 
     def _filter(self, k: int, mask: np.ndarray) -> None:

@@ -77,7 +77,8 @@ class Problem:
         start = time.perf_counter()
         value = unit_values(self.values, self.graph.model, self.graph)
         compiler = self._compiler(value)
-        left = max(0.05 * time_limit, time_limit - (time.perf_counter() - start))
+        spent = time.perf_counter() - start
+        left = max(0.05 * time_limit, time_limit - 1.3 * spent)  # drawing up the plan takes less than compiling did
         with Reporter(progress) as reporter:
             try:
                 solution = compiler.program.solve(time_limit=left, gap=gap, seed=seed, callback=reporter)
