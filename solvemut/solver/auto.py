@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import ProgramError
-from . import cpsat, enumeration, search
+from . import cpsat, engine_additive, enumeration, search
 from .engine import Answer, Request
 
 ENGINES: dict[str, Callable[[Request], Answer]] = {
     "price": search.solve,
+    "additive": engine_additive.solve,
     "cp-sat": cpsat.solve,
     "enumeration": enumeration.solve,
 }
@@ -25,8 +26,8 @@ def named(name: str) -> Callable[[Request], Answer]:
 
 
 def solve(request: Request) -> Answer:
-    """Enumerate where there are few choices, price otherwise."""
-    name = "enumeration" if enumeration.fits(request.model.combinations) else "price"
+    """Enumerate where there are few choices; price otherwise, programs without pair tables in their own way."""
+    name = "enumeration" if enumeration.fits(request.model.combinations) else "additive"
     answer = ENGINES[name](request)
     answer.engine = answer.engine or name
     return answer
