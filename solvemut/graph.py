@@ -227,7 +227,11 @@ class Graph:
 
     @property
     def flops(self) -> Cost:
-        """Floating-point operations of a forward on the example inputs, 2 per multiply-accumulate."""
+        """Floating-point operations of a forward on the example inputs, 2 per multiply-accumulate.
+
+        As torch.utils.flop_counter counts them. That counter does not see the fused attention kernel of the CPU; under
+        torch.nn.attention.sdpa_kernel(SDPBackend.MATH) it does, and agrees.
+        """
         return self.costs["flops"]
 
     # -- groups, frozen, printing --------------------------------------------------------------------------------------

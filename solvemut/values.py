@@ -7,6 +7,7 @@ A metric gives a number to every position of every parameter dim; `unit_values` 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,14 @@ def bn_scale(normalize: str | None = None) -> Metric:
 def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
     """|sum of weight times gradient| over each slice, accumulated over batches: the first-order change of the loss.
 
-    `loss(model, batch)` returns a scalar. Molchanov et al., Importance Estimation for Neural Network Pruning,
+    `loss(output, target)` returns a scalar for batches `(input, ..., target)`; a function whose first parameter is
+    called model, net, module or m is given `loss(model, batch)`, whatever the batches are.
+
+    >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
+    >>> taylor([(x, y)], nn.functional.cross_entropy).name
+    'taylor(batches, loss)'
+
+    Molchanov et al., Importance Estimation for Neural Network Pruning,
     arXiv 1906.10771.
     """
 
@@ -240,6 +248,23 @@ def _kept_gradients(model: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
+def _value_of(loss: Callable[..., torch.Tensor], model: nn.Module, batch: Any) -> torch.Tensor:
+    """The loss on a batch, in whichever of the two ways it wants to be called."""
+    try:
+        names = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        names = []
+    if names and names[0] in ("model", "net", "network", "module", "m"):
+        return loss(model, batch)
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return loss(model(*batch[:-1]), batch[-1])
+    if len(names) == 1:
+        return loss(model(batch))
+    raise ValuesError(
+        "the batches are no (input, target) pairs; give loss(model, batch), its first parameter called `model`"
+    )
+
+
 def _gradients(model: nn.Module, batches: Iterable[Any], loss: Callable[..., torch.Tensor]) -> Iterator[int]:
     """Run the loss and its gradients batch by batch."""
     n = 0
@@ -247,9 +272,9 @@ def _gradients(model: nn.Module, batches: Iterable[Any], loss: Callable[..., tor
         for n, batch in enumerate(batches, 1):
             for p in model.parameters():
                 p.grad = None
-            found = loss(model, batch)
+            found = _value_of(loss, model, batch)
             if not isinstance(found, torch.Tensor) or found.numel() != 1:
-                raise ValuesError("loss(model, batch) must return a scalar tensor")
+                raise ValuesError("the loss must return a scalar tensor")
             if not torch.isfinite(found):
                 raise ValuesError(f"the loss on batch {n} is {float(found)}")
             found.backward()
