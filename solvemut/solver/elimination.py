@@ -5,100 +5,59 @@ and yields the maximum, a maximiser, and for every level of every variable the b
 
 Two things keep wide networks cheap. A variable that meets its neighbours only through products with one common factor,
 ``f[k] * (g1[x1] + g2[x2] + ...)``, is eliminated along the upper envelope of the lines ``u[k] + f[k] * price``: cost
-|neighbours' grid| instead of |grid| x |levels|. And where a bucket would grow beyond ``CELLS``, its tables are split
-over copies of the variable (mini-buckets): the maximum becomes an upper bound, and stays valid.
+|neighbours' grid| instead of |grid| x |levels|. A variable whose level follows from others (a sum from its parts) costs
+their grid alone. Where a bucket's table would grow beyond ``CELLS`` it is looked at slice after slice without being
+kept, up to ``STREAMED``; beyond that, or where what it leaves behind is too large, its tables are split over copies of
+the variable (mini-buckets): the maximum becomes an upper bound, and stays valid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
+from .plan import Bucket, Item, Plan, other_side, own_factor, proportional
+from .tables import Interrupted, Part, Stream, spread
+from .ties import back, tied_table
 from .view import FORBIDDEN, View
+
+__all__ = ["HEAVY", "Interrupted", "Plan", "Sweep", "plan", "sweep", "upper_envelope"]
 
 CELLS = 16_000_000  # the largest table of a bucket
 STORED = 48_000_000  # all tables of a sweep together
 ENVELOPE_FROM = 60_000  # cells from which an envelope beats a full table
 ENVELOPE_COST = 12
+TIED_COST = 4
+STREAMED = 600_000_000  # cells of a bucket that are looked at without being kept
 HEAVY = 3_000_000  # cells of a sweep from which it is worth asking whether to go on
-
-
-@dataclass(eq=False)
-class Bucket:
-    """Where one variable (or one copy of it) is eliminated. The variable is the last axis of its table."""
-
-    index: int
-    variable: int
-    separator: tuple[int, ...]
-    dense: list[int] = field(default_factory=list)
-    hard: list[int] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    children: list[int] = field(default_factory=list)
-    parent: int | None = None
-    envelope: bool = False
-
-    @property
-    def scope(self) -> tuple[int, ...]:
-        return (*self.separator, self.variable)
-
-
-@dataclass(eq=False)
-class Item:
-    """A table waiting to be eliminated: its scope, and where it comes from."""
-
-    kind: str  # "dense", "hard", "rank" or "message"
-    index: int
-    scope: frozenset[int]
-
-
-@dataclass(eq=False)
-class Plan:
-    """An elimination order with its buckets; ``exact`` where no variable was split."""
-
-    view: View
-    buckets: list[Bucket]
-    steps: list[tuple[int, list[int]]]  # variable, its buckets; in order of elimination
-    exact: bool
-    slopes: dict[int, np.ndarray]  # envelope buckets: the common factor f
-
-    @cached_property
-    def work(self) -> float:
-        """How many cells a sweep looks at, about."""
-        return sum(self.cells(bucket) for bucket in self.buckets)
-
-    @cached_property
-    def stored(self) -> float:
-        """How many cells a sweep keeps."""
-        return sum(self.cells(bucket) / (ENVELOPE_COST if bucket.envelope else 1) for bucket in self.buckets)
-
-    def cells(self, bucket: Bucket) -> float:
-        """How many cells a bucket costs."""
-        separator = float(prod([self.view.sizes[u] for u in bucket.separator]))
-        return separator * (ENVELOPE_COST if bucket.envelope else self.view.sizes[bucket.variable])
 
 
 def plan(view: View) -> Plan:
     """Choose an order greedily by what each elimination costs; split buckets so that all of them fit in memory."""
-    cells = CELLS
+    cells, streamed = CELLS, STREAMED
     while True:
-        found = _Planner(view, cells).run()
-        if found.stored <= STORED or cells < 1 << 14:
+        found = _Planner(view, cells, streamed).run()
+        if found.work > 2 * STREAMED and streamed:
+            streamed = 0
+        elif found.stored <= STORED or cells < 1 << 14:
             return found
-        cells //= 4
+        else:
+            cells //= 4
 
 
 class _Planner:
-    def __init__(self, view: View, limit: int) -> None:
-        self.view, self.limit = view, limit
+    def __init__(self, view: View, limit: int, streamed: int) -> None:
+        self.view, self.limit, self.streamed = view, limit, streamed
         self.items: list[Item] = []
         for i, dense in enumerate(view.dense):
             self.items.append(Item("dense", i, frozenset(dense.scope)))
         for i, (scope, _) in enumerate(view.hard):
             self.items.append(Item("hard", i, frozenset(scope)))
+        for i, tie in enumerate(view.ties):
+            self.items.append(Item("tie", i, frozenset(tie.scope)))
         for i, rank in enumerate(view.ranks):
             self.items.append(Item("rank", i, frozenset(rank.scope)))
         self.touching: dict[int, set[int]] = {v: set() for v in range(len(view.sizes))}
@@ -111,6 +70,7 @@ class _Planner:
         self.buckets: list[Bucket] = []
         self.steps: list[tuple[int, list[int]]] = []
         self.slopes: dict[int, np.ndarray] = {}
+        self.levels: dict[int, np.ndarray] = {}
         self.exact = True
 
     def run(self) -> Plan:
@@ -123,17 +83,22 @@ class _Planner:
             left.discard(v)
             for u in touched:
                 costs[u] = self._cost(u)
-        return Plan(self.view, self.buckets, self.steps, self.exact, self.slopes)
+        return Plan(self.view, self.buckets, self.steps, self.exact, self.slopes, self.levels)
 
     def _cells(self, scope: Iterable[int]) -> float:
         return float(prod([self.view.sizes[u] for u in scope]))
 
     def _cost(self, v: int) -> float:
         scope = {u for key in self.touching[v] for u in self.alive[key].scope} | {v}
+        if self._tied(self.touching[v]):
+            return self._cells(scope - {v}) * TIED_COST
         cells = self._cells(scope)
         if cells >= ENVELOPE_FROM and self._common_factor(v) is not None:
             return min(cells, self._cells(scope - {v}) * ENVELOPE_COST)
         return cells
+
+    def _tied(self, keys: Iterable[int]) -> bool:
+        return any(self.alive[key].kind == "tie" for key in keys)
 
     def _common_factor(self, v: int) -> np.ndarray | None:
         """The factor of ``v`` that all of its products share up to scale; None if anything else joins it to others."""
@@ -153,20 +118,19 @@ class _Planner:
     def _eliminate(self, v: int) -> None:
         keys = sorted(self.touching[v])
         scope = {u for key in keys for u in self.alive[key].scope} | {v}
-        cells = self._cells(scope)
+        cells = self._cells(scope - {v} if self._tied(keys) else scope)
         factor = self._common_factor(v) if cells >= ENVELOPE_FROM else None
-        if (
-            factor is not None
-            and self._cells(scope - {v}) <= self.limit
-            and (self._cells(scope - {v}) * ENVELOPE_COST < cells or cells > self.limit)
-        ):
-            groups, envelope = [keys], True
+        message, streamed = self._cells(scope - {v}), False
+        if factor is not None and message <= self.limit and (message * ENVELOPE_COST < cells or cells > self.limit):
+            groups = [keys]
         elif cells <= self.limit:
-            groups, envelope = [keys], False
+            groups, factor = [keys], None
+        elif message <= self.limit and cells <= self.streamed:
+            groups, factor, streamed = [keys], None, True
         else:
-            groups, envelope = self._split(v, keys), False
+            groups, factor = self._split(v, keys), None
             self.exact = False
-        made = [self._bucket(v, group, factor if envelope else None) for group in groups]
+        made = [self._bucket(v, group, factor, streamed) for group in groups]
         self.steps.append((v, made))
 
     def _split(self, v: int, keys: Sequence[int]) -> list[list[int]]:
@@ -174,7 +138,8 @@ class _Planner:
         groups: list[tuple[set[int], list[int]]] = []
         for key in sorted(keys, key=lambda k: (-self._cells(self.alive[k].scope), k)):
             for scope, group in groups:
-                if self._cells(scope | self.alive[key].scope) <= self.limit:
+                joined = scope | self.alive[key].scope
+                if self._cells(joined - {v} if self._tied([*group, key]) else joined) <= self.limit:
                     scope |= self.alive[key].scope
                     group.append(key)
                     break
@@ -182,12 +147,13 @@ class _Planner:
                 groups.append((set(self.alive[key].scope) | {v}, [key]))
         return [group for _, group in groups]
 
-    def _bucket(self, v: int, keys: Sequence[int], factor: np.ndarray | None) -> int:
+    def _bucket(self, v: int, keys: Sequence[int], factor: np.ndarray | None, streamed: bool) -> int:
         scope = {u for key in keys for u in self.alive[key].scope} - {v}
-        bucket = Bucket(len(self.buckets), v, tuple(sorted(scope)), envelope=factor is not None)
+        bucket = Bucket(len(self.buckets), v, tuple(sorted(scope)), envelope=factor is not None, streamed=streamed)
         if factor is not None:
             self.slopes[bucket.index] = factor
         self.buckets.append(bucket)
+        bucket.work, bucket.stored = self._sizes(bucket, self._tied(keys))
         for key in keys:
             item = self.alive.pop(key)
             for u in item.scope:
@@ -196,7 +162,12 @@ class _Planner:
                 bucket.children.append(item.index)
                 self.buckets[item.index].parent = bucket.index
             else:
-                {"dense": bucket.dense, "hard": bucket.hard, "rank": bucket.ranks}[item.kind].append(item.index)
+                kinds = {"dense": bucket.dense, "hard": bucket.hard, "rank": bucket.ranks, "tie": bucket.ties}
+                kinds[item.kind].append(item.index)
+        if bucket.ties:
+            tie = self.view.ties[bucket.ties[0]]
+            others = [u for u in tie.scope if u != v]
+            self.levels[bucket.index] = spread(tie.levels(v), others, bucket.separator)
         if scope:
             key, self.next_key = self.next_key, self.next_key + 1
             self.alive[key] = Item("message", bucket.index, frozenset(scope))
@@ -204,26 +175,12 @@ class _Planner:
                 self.touching[u].add(key)
         return bucket.index
 
-
-def own_factor(view: View, rank: int, v: int) -> np.ndarray:
-    """The factor of a product that belongs to ``v``."""
-    found = view.ranks[rank]
-    return found.first if found.scope[0] == v else found.second
-
-
-def other_side(view: View, rank: int, v: int) -> tuple[int, np.ndarray]:
-    """The other variable of a product, and its factor."""
-    found = view.ranks[rank]
-    return (found.scope[1], found.second) if found.scope[0] == v else (found.scope[0], found.first)
-
-
-def proportional(vectors: np.ndarray) -> bool:
-    """Whether the rows agree up to a factor each (to rounding)."""
-    at = int(np.argmax(np.abs(vectors[0])))
-    if (vectors[:, at] == 0).any():
-        return False
-    expected = np.multiply.outer(vectors[:, at] / vectors[0, at], vectors[0])
-    return bool((np.abs(vectors - expected) <= 1e-15 * np.abs(expected)).all())
+    def _sizes(self, bucket: Bucket, tied: bool) -> tuple[float, float]:
+        """How many cells a bucket looks at and keeps."""
+        separator, cells = self._cells(bucket.separator), self._cells(bucket.scope)
+        if tied or bucket.envelope:
+            return separator * (TIED_COST if tied else ENVELOPE_COST), separator
+        return cells, separator if bucket.streamed else cells
 
 
 # -- sweeps ----------------------------------------------------------------------------------------------------------
@@ -239,6 +196,7 @@ class Sweep:
     messages: list[np.ndarray]
     prices: dict[int, np.ndarray]
     unaries: dict[int, np.ndarray]
+    streams: dict[int, Stream]
     maximum: float
 
     def rows(self, bucket: int, choices: np.ndarray) -> np.ndarray:
@@ -246,10 +204,22 @@ class Sweep:
         found = self.plan.buckets[bucket]
         at = tuple(choices[:, u] for u in found.separator)
         table = self.tables[bucket]
+        if found.ties:
+            return self._tied_rows(bucket, at, len(choices))
+        if found.streamed:
+            return self.streams[bucket].rows(choices)
         if table is None:
             price = self.prices[bucket][at]
             return self.unaries[bucket] + np.multiply.outer(price, self.plan.slopes[bucket])
         return table[at] if at else np.broadcast_to(table, (len(choices), len(table)))
+
+    def _tied_rows(self, bucket: int, at: tuple[np.ndarray, ...], count: int) -> np.ndarray:
+        levels, sizes = self.plan.levels[bucket], self.plan.view.sizes
+        rows = np.full((count, sizes[self.plan.buckets[bucket].variable]), 2 * FORBIDDEN)
+        level = levels[tuple(index if size > 1 else 0 for index, size in zip(at, levels.shape, strict=True))]
+        held = np.flatnonzero(level >= 0)
+        rows[held, level[held]] = self.messages[bucket][at][held]
+        return rows
 
     def message_at(self, bucket: int, choices: np.ndarray) -> np.ndarray:
         """A bucket's maximum for many choices at once: [N]."""
@@ -269,54 +239,57 @@ class Sweep:
         return _Marginals(self).run(over)
 
 
-class Interrupted(Exception):
-    """A sweep was stopped before it came through."""
-
-
 def sweep(plan: Plan, weights: np.ndarray, over: Callable[[], bool] = lambda: False) -> Sweep:
     """Run a plan for given row weights; raise Interrupted if ``over`` says so on the way."""
     view = plan.view
-    found = Sweep(plan, weights, [], [], {}, {}, 0.0)
+    found = Sweep(plan, weights, [], [], {}, {}, {}, 0.0)
     for bucket in plan.buckets:
         if plan.work > HEAVY and over():
             raise Interrupted
         if bucket.envelope:
             _envelope_bucket(found, bucket)
         else:
-            table = _full_table(found, bucket)
-            found.tables.append(table)
-            found.messages.append(table.max(axis=-1))
+            _table_bucket(found, bucket, over)
     roots = [float(found.messages[b.index]) for b in plan.buckets if b.parent is None]
     constants = [float(weights[d.rows] @ d.stack) for d in view.dense if not d.scope]
     found.maximum = float(sum(roots) + sum(constants))
     return found
 
 
-def _full_table(found: Sweep, bucket: Bucket) -> np.ndarray:
-    view, weights, scope = found.plan.view, found.weights, bucket.scope
-    table = np.zeros([view.sizes[u] for u in scope])
+def _table_bucket(found: Sweep, bucket: Bucket, over: Callable[[], bool]) -> None:
+    """Eliminate by looking at every cell."""
+    parts, sizes, view = _parts(found, bucket), found.plan.view.sizes, found.plan.view
+    if bucket.ties:
+        levels, checks = found.plan.levels[bucket.index], [view.ties[i] for i in bucket.ties[1:]]
+        found.tables.append(None)
+        found.messages.append(tied_table(bucket.variable, bucket.separator, levels, parts, checks, sizes))
+    elif bucket.streamed:
+        found.streams[bucket.index] = stream = Stream(parts, bucket.scope, sizes, over)
+        found.tables.append(None)
+        found.messages.append(stream.maximum())
+    else:
+        table = np.zeros([sizes[u] for u in bucket.scope])
+        for scope, part in parts:
+            table += spread(part, scope, bucket.scope)
+        found.tables.append(table)
+        found.messages.append(table.max(axis=-1))
+
+
+def _parts(found: Sweep, bucket: Bucket) -> list[Part]:
+    """All tables that meet in a bucket; every one speaks of its variable."""
+    view, weights = found.plan.view, found.weights
+    parts: list[Part] = []
     for i in bucket.dense:
         dense = view.dense[i]
         w = weights[dense.rows]
         if w.any():
-            table += _spread(np.tensordot(w, dense.stack, axes=1), dense.scope, scope)
-    for i in bucket.hard:
-        table += _spread(view.hard[i][1], view.hard[i][0], scope)
+            parts.append((dense.scope, np.tensordot(w, dense.stack, axes=1)))
+    parts += [view.hard[i] for i in bucket.hard]
     for i in bucket.ranks:
         rank = view.ranks[i]
         if weights[rank.row]:
-            table += _spread(np.multiply.outer(weights[rank.row] * rank.first, rank.second), rank.scope, scope)
-    for child in bucket.children:
-        table += _spread(found.messages[child], found.plan.buckets[child].separator, scope)
-    return table
-
-
-def _spread(table: np.ndarray, scope: Sequence[int], target: Sequence[int]) -> np.ndarray:
-    """A table's axes moved to where the target scope has them, length 1 elsewhere."""
-    order = sorted(range(len(scope)), key=lambda axis: target.index(scope[axis]))
-    sizes = iter(np.array(table.shape)[order]) if table.ndim else iter(())
-    shape = [int(next(sizes)) if u in scope else 1 for u in target]
-    return table.transpose(order).reshape(shape)
+            parts.append((rank.scope, np.multiply.outer(weights[rank.row] * rank.first, rank.second)))
+    return parts + [(found.plan.buckets[child].separator, found.messages[child]) for child in bucket.children]
 
 
 def _envelope_bucket(found: Sweep, bucket: Bucket) -> None:
@@ -335,7 +308,7 @@ def _envelope_bucket(found: Sweep, bucket: Bucket) -> None:
     for i in bucket.ranks:
         other, factor = other_side(view, i, v)
         ratio = own_factor(view, i, v)[at] / slopes[at]
-        price += _spread(weights[view.ranks[i].row] * ratio * factor, (other,), bucket.separator)
+        price += spread(weights[view.ranks[i].row] * ratio * factor, (other,), bucket.separator)
     found.tables.append(None)
     found.prices[bucket.index], found.unaries[bucket.index] = price, unary
     found.messages.append(upper_envelope(slopes, unary, price))
@@ -406,6 +379,8 @@ class _Marginals:
             assert outside is not None
             if bucket.envelope:
                 found = self._through_envelope(bucket, outside)
+            elif bucket.ties or bucket.streamed:
+                found = self._unkept(bucket, outside)
             else:
                 belief = self.sweep.tables[bucket.index] + outside[..., None]  # type: ignore[operator]
                 found = belief.reshape(-1, belief.shape[-1]).max(axis=0)
@@ -425,12 +400,25 @@ class _Marginals:
             self.outside[child] = found - self.sweep.messages[child]
         return found
 
+    def _unkept(self, bucket: Bucket, outside: np.ndarray) -> np.ndarray:
+        """Through a bucket that has no table of its own."""
+        v, sizes = bucket.variable, self.plan.view.sizes
+        scopes = [(v,), *(self.plan.buckets[child].separator for child in bucket.children)]
+        if bucket.ties:
+            levels, belief = self.plan.levels[bucket.index], self.sweep.messages[bucket.index] + outside
+            found = [back(belief, v, bucket.separator, levels, scope, sizes) for scope in scopes]
+        else:
+            found = self.sweep.streams[bucket.index].beliefs(outside, scopes)
+        for child, best in zip(bucket.children, found[1:], strict=True):
+            self.outside[child] = best - self.sweep.messages[child]
+        return found[0]
+
     def _to_child(self, bucket: Bucket, child: int, belief: np.ndarray) -> None:
         separator = self.plan.buckets[child].separator
         axes = tuple(axis for axis, u in enumerate(bucket.scope) if u not in separator)
         best = belief.max(axis=axes)
         left = [u for u in bucket.scope if u in separator]
-        self.outside[child] = _spread(best, left, separator) - self.sweep.messages[child]
+        self.outside[child] = spread(best, left, separator) - self.sweep.messages[child]
 
 
 def _thinned(slopes: np.ndarray, heights: np.ndarray, bins: int = 2048) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from ortools.linear_solver import pywraplp
 
-from .elimination import Plan, Sweep, sweep
+from .elimination import Sweep, sweep
+from .plan import Plan
+from .tables import Interrupted
 from .view import View
 
 TINY = 1e-9
@@ -47,6 +49,7 @@ class Prices:
     plan: Plan
     offer: Callable[[np.ndarray], object]  # takes a choice that may be feasible
     over: Callable[[], bool]
+    enough: Callable[[float], bool] = lambda bound: False  # asked after each sweep whether its bound will do
     best: Priced | None = None
     cuts: list[tuple[float, np.ndarray]] = field(default_factory=list)  # objective and slacks of a choice
     sweeps: int = 0
@@ -74,9 +77,9 @@ class Prices:
     def minimise(self, start: np.ndarray, rounds: int, tolerance: float, floor: float) -> Priced:
         """Lower the bound from ``start`` until the model of the cuts agrees with it; stop below ``floor``."""
         radius = np.where(start != 0, 0.1 * np.abs(start), 1.0)
-        centre = self.evaluate(start)
+        centre = self.best = self.evaluate(start)
         for _ in range(rounds):
-            if self.over() or not len(start) or centre.bound < floor:
+            if self.over() or not len(start) or centre.bound < floor or self.enough(self.best.bound):
                 break
             proposal = self._proposal(centre.multipliers, radius)
             if proposal is None:
@@ -88,7 +91,10 @@ class Prices:
                     break
                 radius = radius * 4
                 continue
-            found = self.evaluate(multipliers)
+            try:
+                found = self.evaluate(multipliers)
+            except Interrupted:
+                break  # what is known by now is a bound
             if found.bound < centre.bound - 0.1 * (centre.bound - value):
                 if not inside:
                     radius = radius * 2
@@ -97,7 +103,6 @@ class Prices:
                 if found.bound < centre.bound:
                     centre = found
                 radius = np.maximum(np.abs(multipliers - centre.multipliers) * 0.5, radius * 0.25)
-        assert self.best is not None
         return self.best
 
     def _proposal(self, centre: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, float] | None:

@@ -17,12 +17,14 @@ import numpy as np
 from . import beam, cpsat, enumeration
 from .aggregate import Extended, extend
 from .compact import Compact, compact
-from .elimination import HEAVY, Interrupted, Plan, plan
+from .elimination import HEAVY, plan
 from .engine import Answer, Request, settled
 from .exact import Number, RankOne, simplify
 from .integral import integral
 from .model import Choice, Model, Row, Term
+from .plan import Plan
 from .price import Priced, Prices, priced
+from .tables import Interrupted
 from .view import Coordinate, TooExtreme, View, view
 
 WIDTHS = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
@@ -288,12 +290,13 @@ class _Round:
 
     def _price(self) -> Priced | None:
         """Minimise the bound; None where that settles the matter."""
-        prices = Prices(self.plan, self._offer, self.search.over)
+        heavy = self.plan.work > 10 * HEAVY
+        prices = Prices(self.plan, self._offer, self.search.over, self._bounded if heavy else lambda bound: False)
         start = np.array([
             self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates
         ])  # fmt: skip
         floor = -float(self.view.magnitude[0]) * (1 + 1e-9)  # no choice is worth less
-        known = bool(self.search.multipliers) and self.plan.work > 10 * HEAVY
+        known = bool(self.search.multipliers) and heavy
         best = prices.minimise(start, HEAVY_ROUNDS if known else ROUNDS, 1e-8, floor)
         if self.search.enough:
             return None
@@ -307,6 +310,12 @@ class _Round:
             self.search.answer.finished = self.search.proven
             return None
         return best
+
+    def _bounded(self, bound: float) -> bool:
+        """Take a bound that took long; whether it will do."""
+        if bound >= -float(self.view.magnitude[0]):  # lower ones are a matter of infeasibility
+            self.search.limit(self.view.outside(bound))
+        return self.search.proven
 
     def _offer(self, choice: np.ndarray) -> bool:
         return self.search.offer(self.reduced.decode([int(k) for k in choice]))

@@ -18,10 +18,10 @@ from .enumeration import totals
 from .exact import Number, RankOne, floats, nearest
 from .integral import integral
 from .model import Model, Row
+from .ties import FORBIDDEN, Tie, tie_of
 
 HARD_CELLS = 1 << 18  # a row over a pair becomes a table of forbidden pairs up to this many
-HARD_TRIPLE = 1 << 20  # so does an equality over three, such as a sum and its parts
-FORBIDDEN = -1e30
+HARD_TRIPLE = 1 << 20  # so does an equality over three
 
 
 class TooExtreme(Exception):
@@ -67,6 +67,7 @@ class View:
     dense: tuple[Dense, ...]
     ranks: tuple[Rank, ...]
     hard: tuple[tuple[tuple[int, ...], np.ndarray], ...]  # scope, 0 or FORBIDDEN
+    ties: tuple[Tie, ...]
     coordinates: tuple[Coordinate, ...]
     magnitude: np.ndarray  # [rows]: no sum of a row's entries exceeds this
     terms: int
@@ -121,8 +122,12 @@ class View:
 def view(model: Model) -> View:
     """The float view of a compact model."""
     sizes = tuple(len(domain) for domain in model.domains)
-    hard, soft = [], []
+    hard, soft, ties = [], [], []
     for source, row in enumerate(model.rows):
+        tie = tie_of(row, sizes)
+        if tie is not None:
+            ties.append(tie)
+            continue
         forbidden = _forbidden(row, sizes)
         if forbidden is None:
             soft.append((source, row))
@@ -145,8 +150,8 @@ def view(model: Model) -> View:
         coordinates += _coordinates(i, row, scales[i], source, nearest(scales[0] / scales[i]))
     dense = tuple(_stacked(scope, layers) for scope, layers in stacks.items())
     return View(
-        sizes, dense, tuple(ranks), tuple(hard), tuple(coordinates), np.array(magnitude),
-        len(dense) + len(ranks) + len(hard), scales[0], model.objective.constant,
+        sizes, dense, tuple(ranks), tuple(hard), tuple(ties), tuple(coordinates), np.array(magnitude),
+        len(dense) + len(ranks) + len(hard) + len(ties), scales[0], model.objective.constant,
     )  # fmt: skip
 
 
