@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import ProgramError
-from . import cpsat, engine_additive, enumeration, search
+from . import cpsat, engine_additive, enumeration, highs, search
 from .engine import Answer, Request
 
 ENGINES: dict[str, Callable[[Request], Answer]] = {
     "price": search.solve,
     "additive": engine_additive.solve,
     "cp-sat": cpsat.solve,
+    "highs": highs.solve,
     "enumeration": enumeration.solve,
 }
 
@@ -31,3 +33,17 @@ def solve(request: Request) -> Answer:
     answer = ENGINES[name](request)
     answer.engine = answer.engine or name
     return answer
+
+
+def second_opinion(request: Request, prover: str) -> bool:
+    """Whether an engine that had no part in the proof comes to "infeasible" as well, within the request's clock.
+
+    CP-SAT confirms what HiGHS or prices have shown, HiGHS what CP-SAT had a part in; either may be unable to decide.
+    """
+    others = [solver for name, solver in (("cp-sat", cpsat.solve), ("highs", highs.alone)) if name not in prover]
+    for place, solver in enumerate(others):
+        seconds = request.clock.left / (len(others) - place)
+        answer = solver(replace(request, clock=request.clock.part(seconds), feasibility=True, hint=None))
+        if answer.infeasible or answer.choice is not None:
+            return answer.infeasible
+    return False

@@ -95,7 +95,7 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
         answer = _solve_stage(search, model, auto.named(options.engine), start)
         solver = answer.engine or options.engine
         if answer.infeasible and not answers:
-            raise Infeasible(options.engine, clock)
+            raise Infeasible(solver, clock)
         if answer.choice is None:
             raise TimeLimitError(
                 f"no feasible choice was found in {clock.seconds:.2f} s, time_limit {options.time_limit:g} s; "
