@@ -91,6 +91,7 @@ class Compiler:
         for work in self.coupling.facts.works:
             for e in work.extents:
                 yield e.labels
+        yield from self.coupling.facts.nonempty
         for affine in self._affines():
             for e, _, _ in affine.terms:
                 yield e.labels
@@ -190,9 +191,12 @@ class Compiler:
                 self._filter(k, np.array(v > 0, dtype=bool))
             else:
                 several.append((key, e))
-        for key, e in several:  # most of these have a part that cannot vanish on its own
-            if sum(min(v) for v in self.linear([(e, 1)])[1].values()) < 1:
-                self.floors.append(([(e, 1)], f"{self.extent_name(key)} >= 1"))
+        named = [(self.extent_name(key), e) for key, e in several]
+        named += [(f"part {i} of a split", Extent(labels)) for i, labels in enumerate(self.coupling.facts.nonempty)]
+        for name, e in named:  # most of these have a part that cannot vanish on its own
+            constant, vectors = self.linear([(e, 1)])
+            if vectors and constant + sum(min(v) for v in vectors.values()) < 1:
+                self.floors.append(([(e, 1)], f"{name} keeps a unit"))
 
     def _filter(self, k: int, mask: np.ndarray) -> None:
         """Drop levels of a choice unless none would be left."""

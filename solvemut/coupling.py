@@ -286,6 +286,13 @@ class _Analysis:
                 uses.append(AttributeUse(attributes[0][0], attributes[0][1], rest, labels, node))
         for node, path in self.untied:
             self._pin(node, path)
+            for leaf in node.sizes[path].leaves():
+                self._pin_dim(leaf, f"its size is an argument that must stay: {node.at()}", unit_of, frozen)
+        for size, place in self.flow.trace.numbers:
+            for leaf in size.leaves():
+                self._pin_dim(leaf, f"its size is used as a number in the forward: {place}", unit_of, frozen)
+                if leaf.op == "attr":
+                    self.pins.append(self._stays(leaf, Node(place, "number", {}, ())))
         return links + _same_attribute(uses + self.pins), uses
 
     @cached_property
@@ -299,8 +306,22 @@ class _Analysis:
         """The int at `path` must stay: if one attribute gives it, that attribute must."""
         size = None if path is None else node.sizes.get(path)
         if size is not None and size.op == "attr":
-            now = self.flow.trace.attributes.get(size, 0)
-            self.pins.append(AttributeUse(size, 1, -now, np.zeros(0, dtype=np.int64), node))
+            self.pins.append(self._stays(size, node))
+
+    def _stays(self, attribute: Size, node: Node) -> AttributeUse:
+        now = self.flow.trace.attributes.get(attribute, 0)
+        return AttributeUse(attribute, 1, -now, np.zeros(0, dtype=np.int64), node)
+
+    def _pin_dim(self, leaf: Size, why: str, unit_of: np.ndarray, frozen: np.ndarray) -> None:
+        """The size of a dim must stay: units along it are frozen, unless it stays whatever goes (a head's length)."""
+        if leaf.op != "size":
+            return
+        labels = self._dim_labels(leaf, unit_of)
+        if labels is None and isinstance(value := self.flow.values.get(leaf.args[0]), Labels):
+            f = value.factor(leaf.args[1])
+            labels = None if f is None else f.labels.reshape(-1)
+        if isinstance(labels, np.ndarray) and not frozen[unit_of[labels]].all():
+            self.frozen_labels.append((labels[labels != FIXED], why))
 
     def _dim_labels(self, leaf: Size, unit_of: np.ndarray) -> np.ndarray | int | None:
         """Labels whose number is the size of a dim of a value; an int if it is fixed; None if it is neither."""

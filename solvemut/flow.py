@@ -106,6 +106,7 @@ class Facts:
     rectangles: list[Rectangle] = field(default_factory=list)
     equals: list[Equal] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
+    nonempty: list[np.ndarray] = field(default_factory=list)  # of each at least one unit stays
     notes: list[Freeze] = field(default_factory=list)
     unsupported: list[Node] = field(default_factory=list)
 
@@ -236,6 +237,10 @@ class Flow:
         """The channels of one side of a grouped convolution, [groups, channels]."""
         key = f"{self.node.name}.groups"
         self.facts.rectangles.append(Rectangle(labels, self.node, (("groups",), None), key, grouped=True))
+
+    def nonempty(self, parts: Sequence[np.ndarray]) -> None:
+        """Of each part at least one unit must stay."""
+        self.facts.nonempty.extend(p for p in parts if p.all())
 
     def work(self, sizes: Sequence[int | np.ndarray | Extent]) -> None:
         """The node does as many multiply-accumulates as the product of these sizes."""

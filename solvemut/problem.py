@@ -111,6 +111,9 @@ class Problem:
                 error = e
         lines = []
         for name in error.conflict:
+            if name.endswith(" keeps a unit"):
+                lines.append("a layer keeps at least one unit")
+                continue
             would_do = compiler.nearest(name) if len(error.conflict) == 1 else None
             if would_do is None and "%" not in name and (limit := error.smallest.get(name)) is not None:
                 would_do = f"the nearest limit that would do is {limit}"

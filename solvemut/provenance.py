@@ -64,6 +64,23 @@ def _arithmetic(op: str, name: str) -> None:
     setattr(TrackedInt, f"__r{name}__", backward)
 
 
+def _as_number(name: str) -> None:
+    """Turning a size into a float makes it part of the function: whoever records is told."""
+    plain = getattr(int, name)
+
+    def number(self: TrackedInt, *other: Any) -> Any:
+        if SizeRecorder.numbers is not None and _called_by_user():
+            frame = sys._getframe(1)
+            place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+            SizeRecorder.numbers.append((self.size, place))
+        return plain(self, *other)
+
+    setattr(TrackedInt, name, number)
+
+
+for _name in ("__pow__", "__rpow__", "__truediv__", "__rtruediv__", "__float__"):
+    _as_number(_name)
+
 for _op, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):
     _arithmetic(_op, _name)
 
@@ -82,11 +99,21 @@ def _ints(x: Any) -> Iterator[Any]:
 
 
 class SizeRecorder(TorchFunctionMode):
-    """Writes to each traced node which tracked ints it was called with."""
+    """Writes to each traced node which tracked ints it was called with; `numbers` lists sizes turned into floats."""
+
+    numbers: list[tuple[Size, str]] | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.next_id = 0
+
+    def __enter__(self) -> Any:
+        SizeRecorder.numbers = []
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self.found, SizeRecorder.numbers = SizeRecorder.numbers or [], None
+        return super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -341,16 +341,27 @@ def solve_attributes(trace: Trace) -> dict[Size, int]:
                 left.append(equation)
         for attribute, own in ready.items():
             solved[attribute] = env[attribute] = _solve_one(attribute, own, env)
-        if not ready:
+        if not ready and (stuck := next((e for e in left if not _holds(e, env)), None)):
+            # several unknown attributes: the largest follows, the others (numbers of parts, say) stay
+            choices = [x for x in stuck[0].leaves() if x.op == "attr" and x not in solved and x in env]
+            attribute = max(choices, key=lambda x: env[x])
+            same = [e for e in left if attribute in e[0].leaves()]
+            solved[attribute] = env[attribute] = _solve_one(attribute, same, env)
+        elif not ready:
             break
         waiting = left
     _check_attributes(equations, env)
     return solved
 
 
+def _holds(equation: tuple[Size, int, Node], env: Mapping[Size, int]) -> bool:
+    size, wanted, _ = equation
+    return any(leaf not in env for leaf in size.leaves()) or size.evaluate(env) == wanted
+
+
 def _check_attributes(equations: Sequence[tuple[Size, int, Node]], env: Mapping[Size, int]) -> None:
     for size, wanted, node in equations:
-        if all(leaf in env for leaf in size.leaves()) and size.evaluate(env) != wanted:
+        if not _holds((size, wanted, node), env):
             raise SolvemutError(
                 f"the forward computes {size} = {size.evaluate(env)} where this plan has {wanted}: {node.at()}; "
                 "keep one of the layers before it"

@@ -139,6 +139,7 @@ class Trace:
     unused: tuple[Param, ...] = ()  # parameters that this forward did not read
     root: str = "model"  # class name of the module
     attributes: Mapping[Size, int] = field(default_factory=dict)  # values of the attributes that sizes come from
+    numbers: tuple[tuple[Size, str], ...] = ()  # sizes that the forward computes with as numbers, and where
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter, an input or a node's (first) output."""

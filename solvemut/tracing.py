@@ -11,7 +11,7 @@ import json
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,21 +31,21 @@ def trace_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     Raises CaptureError, with the cause, if the forward or its export fails.
     """
     try:
-        exported = _export(model, args, dict(kwargs or {}))
+        exported, numbers = _export(model, args, dict(kwargs or {}))
     except Exception as e:
         raise CaptureError(
             f"{type(model).__name__} could not be captured: torch.export failed with {type(e).__name__}: "
             f"{_first_line(e)}. Check that model(*args, **kwargs) runs in eval mode, takes these inputs, and does not "
             "branch on tensor values."
         ) from e
-    return _Reader(model, exported).trace()
+    return _Reader(model, exported, numbers).trace()
 
 
 def _first_line(e: Exception) -> str:
     return str(e).strip().split("\n")[0][:300]
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[tuple[Size, str]]]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -54,8 +54,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         stack.enter_context(untouched(model))
         stack.enter_context(tracked_attributes(model))
         stack.enter_context(python_functions_open())
-        stack.enter_context(SizeRecorder())
-        return torch.export.export(model, args, kwargs, strict=False)
+        recorder = stack.enter_context(SizeRecorder())
+        exported = torch.export.export(model, args, kwargs, strict=False)
+    return exported, recorder.found
 
 
 WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features", "group_norm": "num_channels"}
@@ -64,11 +65,12 @@ WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features
 class _Reader:
     """Reads an exported program into a trace."""
 
-    def __init__(self, model: nn.Module, exported: Any) -> None:
+    def __init__(self, model: nn.Module, exported: Any, numbers: Sequence[tuple[Size, str]]) -> None:
         self.model = model
         self.graph = exported.graph
         self.signature = exported.graph_signature
-        self.exported = exported
+        self.numbers = numbers
+        self.values: dict[torch.fx.Node, str] = {}
         self.names = {n.meta[ID]: n.name for n in self.graph.nodes if ID in n.meta}
 
     def trace(self) -> Trace:
@@ -79,22 +81,17 @@ class _Reader:
         outputs: list[str] = []
         self.rename = rename
         for n in self.graph.nodes:
-            if n.op == "placeholder" and n.name not in rename:
-                value = n.meta.get("val")
-                if n.name in user and isinstance(value, torch.Tensor):
+            value = n.meta.get("val")
+            if n.op == "placeholder" and n.name not in rename and isinstance(value, torch.Tensor):
+                if n.name in user:
                     inputs[n.name] = tuple(int(s) for s in value.shape)
-                elif isinstance(value, torch.Tensor):
+                else:
                     params[n.name] = Param(n.name, tuple(value.shape), "constant")
-            elif n.op == "get_attr":
-                value = n.meta.get("val")
-                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-                params[n.name] = Param(str(n.target), shape, "constant")
-            elif n.op == "call_function":
-                nodes.append(self._node(n))
+        self._read(self.graph, "", nodes, params)
         self._attention_widths(nodes)
         for n in self.graph.nodes:
             if n.op == "output":
-                outputs = [rename.get(m.name, m.name) for m in n.all_input_nodes]
+                outputs = [self._name(m) for m in n.all_input_nodes]
         read = {r for node in nodes for r in node.refs()} | set(outputs)
         used = {k: p for k, p in params.items() if k in read}
         seen = {a for p in used.values() for a in (p.name, *p.aliases)}
@@ -102,14 +99,38 @@ class _Reader:
         mutated = set(self.signature.buffers_to_mutate) | set(self.signature.user_inputs_to_mutate)
         outputs = [o for o in outputs if o not in mutated]
         root = type(self.model).__name__
-        attributes = {
-            leaf: self._attribute(leaf)
-            for n in nodes
-            for s in n.sizes.values()
-            for leaf in s.leaves()
-            if leaf.op == "attr"
-        }
-        return Trace(used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes).validate()
+        numbers = tuple(dict.fromkeys((self._named(size), place) for size, place in self.numbers))
+        sizes = [*(s for n in nodes for s in n.sizes.values()), *(s for s, _ in numbers)]
+        attributes = {leaf: self._attribute(leaf) for s in sizes for leaf in s.leaves() if leaf.op == "attr"}
+        return Trace(
+            used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes, numbers
+        ).validate()
+
+    def _read(self, graph: Any, prefix: str, nodes: list[Node], params: dict[str, Param]) -> None:
+        """Append the nodes of a graph; blocks that export wraps (no_grad, autocast) are read in place."""
+        elements: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+        for n in graph.nodes:
+            if n.op == "get_attr" and isinstance(n.meta.get("val"), torch.Tensor):
+                self.values[n] = prefix + n.name
+                params[prefix + n.name] = Param(str(n.target), tuple(n.meta["val"].shape), "constant")
+            elif n.op != "call_function":
+                continue
+            elif (block := _wrapped(n)) is not None:
+                inner, operands = block
+                holes = [m for m in inner.nodes if m.op == "placeholder"]
+                self.values.update({m: self._name(a) for m, a in zip(holes, operands, strict=True)})
+                self._read(inner, f"{prefix}{n.name}.", nodes, params)
+                elements[n] = list(next(m for m in inner.nodes if m.op == "output").args[0])
+            elif n.target is operator.getitem and n.args[0] in elements:
+                self.values[n] = self._name(elements[n.args[0]][n.args[1]])
+            else:
+                self.values.setdefault(n, prefix + n.name)
+                if ID in n.meta:
+                    self.names[n.meta[ID]] = self.values[n]
+                nodes.append(self._node(n))
+
+    def _name(self, n: torch.fx.Node) -> str:
+        return self.values.get(n) or self.rename.get(n.name, n.name)
 
     def _attribute(self, leaf: Size) -> int:
         module, name, index = leaf.args
@@ -151,7 +172,7 @@ class _Reader:
         if (width := self._width_attribute(module, op)) is not None:
             args["width"], sizes[("width",)] = shapes[0][1], width
         pointwise = torch.Tag.pointwise in getattr(n.target, "tags", ())
-        return Node(n.name, op, args, shapes or ((),), is_list, pointwise, module, source, sizes)
+        return Node(self._name(n), op, args, shapes or ((),), is_list, pointwise, module, source, sizes)
 
     def _width_attribute(self, module: str, op: str) -> Size | None:
         """The attribute in which a norm layer repeats its width; without parameters no shape would tell it."""
@@ -175,7 +196,7 @@ class _Reader:
 
     def _argument(self, a: Any) -> Any:
         if isinstance(a, torch.fx.Node):
-            return Ref(self.rename.get(a.name, a.name))
+            return Ref(self._name(a))
         if isinstance(a, (list, tuple)):
             return [self._argument(x) for x in a]
         if a is None or isinstance(a, (bool, int, float, str)):
@@ -229,6 +250,16 @@ class _Reader:
         if s.op in ("attr", "const"):
             return s
         return Size(s.op, tuple(self._named(a) for a in s.args))
+
+
+def _wrapped(n: torch.fx.Node) -> tuple[Any, Sequence[Any]] | None:
+    """The graph and the operands of a block that a higher-order op wraps; None for any other node."""
+    if getattr(n.target, "__name__", "") not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
+        return None
+    for k, a in enumerate(n.args):
+        if isinstance(a, torch.fx.Node) and a.op == "get_attr":
+            return getattr(n.graph.owning_module, str(a.target)).graph, n.args[k + 1 :]
+    return None
 
 
 def _op_name(target: Any) -> str:

@@ -8,6 +8,9 @@ from nets import IMAGE, Seq, net
 from torch import nn
 
 
+NARROW = ({"params": 0.85}, {"flops": 0.85})  # what must stay leaves little to prune
+
+
 @net(IMAGE, free="a b")
 class ComputedWeight(nn.Module):
     """Weights that are made of other parameters in the forward."""
@@ -139,3 +142,58 @@ class BatchNormOnTokens(nn.Module):
         b, n, _ = x.shape
         y = self.bn1(self.a(x).flatten(0, 1)).view(b, n, -1)
         return self.c(self.bn2(self.b(y).transpose(1, 2)).transpose(1, 2))
+
+
+@net((2, 6, 5), free="up", budget=NARROW)
+class ScaleBySize(nn.Module):
+    """The scale of the scores is computed from a size: that size must stay, or the scale would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.up, self.head = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        q, k = self.q(x), self.k(x)
+        a = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
+        return self.head(a @ self.up(x))
+
+
+@net((2, 6, 5), free="up", budget=NARROW)
+class ScaleByAttribute(nn.Module):
+    """As before; the attribute also says how a value is viewed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.q, self.k, self.up, self.head = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        q, k = self.q(x).view(2, -1, self.width), self.k(x)
+        a = (q @ k.transpose(1, 2) / self.width**0.5).softmax(-1)
+        return self.head(a @ self.up(x))
+
+
+@net((2, 6, 5), free="up", budget=NARROW)
+class MeanBySize(nn.Module):
+    """A mean by hand: a sum divided by the number of units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.up, self.head = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        q = self.q(x)
+        return self.head(self.up(x) * (q.sum(-1, keepdim=True) / q.size(-1)))
+
+
+@net((2, 6, 5), free="a b")
+class Normalised(nn.Module):
+    """Unit length over the channels; distances; a norm over the channels: zeros add nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(5, 9), nn.Linear(9, 2)
+
+    def forward(self, x):
+        y = F.normalize(self.a(x), dim=-1)
+        return self.c(self.b(x).relu()) + (y @ y.transpose(1, 2)).sum(-1, keepdim=True)

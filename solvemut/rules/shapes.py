@@ -73,7 +73,20 @@ def _expand(flow: Flow, node: Node) -> Labels:
     size = node.args.get("size", [-1] * len(node.shape))
     for f in x.factors:
         flow.rectangle(f.labels, [("size", lead + d) if size[lead + d] != -1 else None for d in f.dims])
-    return x.renamed(node.shape, {d: d + lead for d in range(x.ndim)})
+    y = x.renamed(node.shape, {d: d + lead for d in range(x.ndim)})
+    if node.op == "expand_as":  # a dim of size 1 takes over the units of the dim it is expanded to
+        other = flow.labels(node.args["other"])
+        new = [f for f in other.factors if all(d < lead or x.shape[d - lead] == 1 for d in f.dims)]
+        y = y.replaced([], new)
+    return y
+
+
+@rule("hstack vstack row_stack")
+def _hstack(flow: Flow, node: Node) -> Labels:
+    xs = [flow.labels(r) for r in node.args["tensors"]]
+    if node.op != "hstack":
+        xs = [x.insert(0) if x.ndim == 1 else x for x in xs]
+    return concatenate(flow, xs, 1 if node.op == "hstack" and xs[0].ndim > 1 else 0, node.shape)
 
 
 @rule("repeat tile")
@@ -138,6 +151,7 @@ def _slice(flow: Flow, node: Node) -> Labels:
             raw = node.args.get(name)
             part = units[at:] if isinstance(raw, int) and raw < 0 else units[:at]
             flow.literal((name,), part)
+    flow.nonempty([units[start:stop]])
     return x.take(d, slice(start, stop))
 
 
@@ -168,6 +182,7 @@ def _split(flow: Flow, node: Node) -> list[Labels]:
         flow.freeze(f.labels, "a split of a head or group cuts it")
         return parts
     units = [x.filled(d)[a:b] for a, b in itertools.pairwise(cuts)]
+    flow.nonempty(units)
     if node.op in ("split_with_sizes",) or isinstance(node.args.get("split_size"), (list, tuple)):
         name = "split_sizes" if "split_sizes" in node.args else "split_size"
         for i, u in enumerate(units):
@@ -188,9 +203,12 @@ def _getitem(flow: Flow, node: Node) -> Labels:
 
 @rule("cat concat concatenate")
 def _cat(flow: Flow, node: Node) -> Labels:
-    xs = [flow.labels(r) for r in node.args["tensors"]]
-    xs = [x for x in xs if x.shape != (0,)]
-    d = node.args.get("dim", 0) % xs[0].ndim
+    xs = [x for x in (flow.labels(r) for r in node.args["tensors"]) if x.shape != (0,)]
+    return concatenate(flow, xs, node.args.get("dim", 0) % xs[0].ndim, node.shape)
+
+
+def concatenate(flow: Flow, xs: list[Labels], d: int, shape_out: tuple[int, ...]) -> Labels:
+    """Units one after another along dim `d`; the other dims hold the same units."""
     for dims in joint_dims(xs):
         if d in dims and not all(any(f.dims == dims for f in x.factors) for x in xs):
             for k in reversed(dims[1:]):
@@ -202,7 +220,7 @@ def _cat(flow: Flow, node: Node) -> Labels:
     rest = [Labels(shape, tuple(f for f in x.factors if d not in f.dims)) for x in xs]
     others = broadcast(flow, rest, shape)
     factors = [*(f for f in others.factors), Factor(along, joined)] if joined.any() else list(others.factors)
-    return Labels(node.shape, tuple(sorted(factors, key=lambda f: f.dims)))
+    return Labels(shape_out, tuple(sorted(factors, key=lambda f: f.dims)))
 
 
 @rule("stack")
