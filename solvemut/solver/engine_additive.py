@@ -29,7 +29,8 @@ from .view import FORBIDDEN, TooExtreme, View, view
 WIDTHS = ((100, 20), (2_000, 60), (100_000, 100))  # partial choices kept, price vectors
 SPREADS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the price vectors around the best one, relative
 MOST_LIMITS = 24
-BLOCK = 40_000  # extensions looked at together
+FIRST = 20  # of the price vectors, looked at before the others
+BLOCK = 5_000  # extensions looked at together
 ROUNDS = 60
 
 
@@ -272,6 +273,8 @@ def _extended(
     total = spent[parents] + costs[levels]
     good = (total <= room).all(axis=1)
     parents, levels, total = parents[good], levels[good], total[good]
+    few = (bounds[parents, :FIRST] + losses[levels, :FIRST]).min(axis=1) >= threshold  # most end here already
+    parents, levels, total = parents[few], levels[few], total[few]
     lower = bounds[parents] + losses[levels]
-    good = (lower >= threshold).all(axis=1)
+    good = lower.min(axis=1) >= threshold
     return parents[good] + offset, levels[good], lower[good], total[good]
