@@ -129,7 +129,9 @@ def _normalized(c: _Context, node: Node, args: dict[str, Any]) -> None:
 
 def _groups(c: _Context, node: Node, args: dict[str, Any]) -> None:
     if args.get("groups", 1) > 1:
-        args["groups"] = c.rows(c.labels(args["weight"]).dim(0), args["groups"])
+        f = c.labels(args["weight"]).factor(0)
+        if f is None or len(f.dims) == 1:  # a joint factor is a computed weight, which stays
+            args["groups"] = c.rows(None if f is None else f.labels, args["groups"])
 
 
 def _num_groups(c: _Context, node: Node, args: dict[str, Any]) -> None:

@@ -276,7 +276,7 @@ def _gradients(model: nn.Module, batches: Iterable[Any], loss: Callable[..., tor
             if not isinstance(found, torch.Tensor) or found.numel() != 1:
                 raise ValuesError("the loss must return a scalar tensor")
             if not torch.isfinite(found):
-                raise ValuesError(f"the loss on batch {n} is {float(found)}")
+                raise ValuesError(f"the loss on batch {n} is {float(found.detach())}")
             found.backward()
             yield n
     if n == 0:

@@ -285,6 +285,8 @@ def _index(flow: Flow, node: Node) -> Output:
     x = flow.labels(node.args["self"])
     used = [d for d, i in enumerate(node.args["indices"]) if i is not None]
     flow.freeze_dims(x, used, "it is indexed")
+    for i in (i for i in node.args["indices"] if i is not None):
+        flow.freeze_all(flow.labels(i), "it is an index")
     x = x.without([d for d in used if x.factor(d)])
     if used != list(range(used[0], used[-1] + 1)):
         return unknown(flow, node)
@@ -299,6 +301,7 @@ def _index_select(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     d = node.args["dim"] % x.ndim
     flow.freeze_dims(x, [d], "it is indexed")
+    flow.freeze_all(flow.labels(node.args["index"]), "it is an index")
     return x.without([d]).resized(d, node.shape[d])
 
 
