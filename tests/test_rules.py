@@ -325,6 +325,16 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x, y: torch.cat([x, y], 0), "2 a:3 | 1 3", "3 a", "", "a"),
         Row(lambda x: torch.cat([x, x], 1), "2 a:3", "2 np.tile(a,2)"),
     ],
+    "hstack": [
+        Row(lambda x, y: torch.hstack([x, y]), "2 a:3 | 2 b:4", "2 np.r_[a,b]"),
+        Row(lambda x, y: torch.hstack([x, y]), "a:3 | b:4", "np.r_[a,b]"),
+        Row(lambda x, y: torch.vstack([x, y]), "2 a:3 | 2 b:3", "4 a", "a==b"),
+        Row(lambda x, y: torch.vstack([x, y]), "a:3 | b:3", "2 a", "a==b"),
+    ],
+    "expand_as": [
+        Row(lambda x, y: x.expand_as(y), "2 1 | 2 b:4", "2 b"),
+        Row(lambda x: F.normalize(x, dim=-1), "2 a:6", "2 a"),
+    ],
     "stack": [
         Row(lambda x, y: torch.stack([x, y], 1), "2 a:3 | 2 b:3", "2 2 a", "a==b"),
         Row(lambda x: torch.stack([x, x], -1), "2 a:3", "2 a 2"),
