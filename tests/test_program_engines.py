@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from strategies_program import (
     SHAPES,
     Budget,
     Spec,
+    Stopwatch,
     Term,
     assert_optimal,
     best,
@@ -180,6 +182,15 @@ def test_a_failing_highs_leaves_the_answer_to_another_engine(monkeypatch):
     solution = program.solve(engine="highs")
     assert solution.solver == "highs + cp-sat"
     assert solution.objective == program.solve(engine="cp-sat").objective
+
+
+def test_a_highs_that_never_comes_back_is_left_behind(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(highs.mathopt, "solve", lambda *_, **__: release.wait(20))
+    watch = Stopwatch()
+    answer = highs.alone(Request(network(4, 4, 2).statement().model(), Clock(0.3)))
+    release.set()
+    assert not answer.finished and watch.seconds < 2
 
 
 def test_debug_lines_are_kept_from_the_user_and_others_pass(capfd):

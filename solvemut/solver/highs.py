@@ -27,11 +27,13 @@ from .compact import Compact, compact
 from .engine import Answer, Request, settled
 from .exact import Number
 from .integral import IntegerRow, integral
+from .model import Clock
 
 PAIR_CELLS = 4096  # a pair table up to this size is spelled out
 TOTAL_CELLS = 30_000
 CUTS = 24  # choices cut off, one after the other, before CP-SAT gets the rest
 PEAK = 1 << 20  # rows larger than this are scaled down to it
+GRACE = 0.1  # seconds past its time limit before a solve is left behind
 TOLERANCE = 1e-6  # what HiGHS may overstep, per unit of a row's largest sum
 SEEDS = 1 << 31
 # every variable is bounded, so "infeasible or unbounded" can only be the former
@@ -219,7 +221,10 @@ class _Run:
 
 
 def _beside(work: Any, request: Request) -> Any:
-    """Run a solve in a second thread; None where it failed or was asked to stop (HiGHS itself cannot be asked)."""
+    """Run a solve in a second thread; None where it failed, was asked to stop, or ran past its time.
+
+    HiGHS cannot be asked to stop, and looks at its own time limit now and then only: its thread is left behind.
+    """
     result: list[Any] = []
 
     def run() -> None:
@@ -229,7 +234,8 @@ def _beside(work: Any, request: Request) -> Any:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive() and not request.clock.stopped:
+    patience = Clock(request.clock.left + GRACE)
+    while thread.is_alive() and not request.clock.stopped and not patience.over:
         try:
             thread.join(0.05)
             if thread.is_alive():
