@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from nets import IMAGE, Seq, net
 from torch import nn
 
-
 NARROW = ({"params": 0.85}, {"flops": 0.85})  # what must stay leaves little to prune
 
 
