@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from ..errors import InfeasibleError
-from . import auto, cpsat
+from . import auto
 from .driver import Infeasible, Options
 from .engine import Request
 from .exact import Number
@@ -34,6 +34,7 @@ class Finder:
     clock: Clock
     sure: bool = True  # no question was left unanswered
     asked: dict[frozenset[str], bool] = field(default_factory=dict)
+    provers: dict[frozenset[str], str] = field(default_factory=dict)  # the engine that answered
 
     def infeasible(self, names: Collection[str]) -> bool:
         """Whether these cannot hold together; where time runs out: no, and not sure any more."""
@@ -41,7 +42,7 @@ class Finder:
         if key not in self.asked:
             answer = auto.solve(self._request(names))
             self.sure &= answer.infeasible or answer.choice is not None
-            self.asked[key] = answer.infeasible
+            self.asked[key], self.provers[key] = answer.infeasible, answer.engine
         return self.asked[key]
 
     def _request(self, names: Collection[str]) -> Request:
@@ -70,10 +71,10 @@ class Finder:
         return first + second
 
     def confirmed(self, conflict: list[str]) -> bool:
-        """Whether a second engine, CP-SAT on the conflict alone, comes to the same end."""
+        """Whether an engine that had no part in the proof comes to the same end on the conflict alone."""
         request = self._request(conflict)
         request.clock = self.clock.part(CONFIRM_SECONDS)
-        return cpsat.solve(request).infeasible
+        return auto.second_opinion(request, self.provers.get(frozenset(conflict), ""))
 
     def smallest(self, conflict: list[str]) -> dict[str, Number]:
         """For each budget of the conflict, the limit that would do: all else as asked, or all else in the conflict."""
