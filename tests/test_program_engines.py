@@ -27,7 +27,7 @@ from strategies_program import (
 
 from solvemut.errors import InfeasibleError
 from solvemut.program import Program
-from solvemut.solver import auto, engine_additive, enumeration, highs
+from solvemut.solver import additive, auto, enumeration, highs
 from solvemut.solver.aggregate import extend
 from solvemut.solver.compact import compact
 from solvemut.solver.dominance import dominated
@@ -84,13 +84,13 @@ def knapsacks(draw: st.DrawFn) -> Spec:
     return Spec(levels, (), spec.values, spec.costs, tuple(budgets), senses=spec.senses)
 
 
-@pytest.mark.parametrize("widths", [engine_additive.WIDTHS, ((2, 3), (4, 5))], ids=["roomy", "starved"])
+@pytest.mark.parametrize("widths", [additive.WIDTHS, ((2, 3), (4, 5))], ids=["roomy", "starved"])
 @given(spec=knapsacks())
 @examples(40, nightly=50)
 def test_knapsacks_agree_with_brute_force(widths, spec):
     truth = best(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_additive, "WIDTHS", widths)
+        patch.setattr(additive, "WIDTHS", widths)
         if truth is None:
             with pytest.raises(InfeasibleError):
                 build(spec).solve(engine="additive")

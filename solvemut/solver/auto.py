@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import ProgramError
-from . import cpsat, engine_additive, enumeration, highs, search
+from . import additive, cpsat, enumeration, highs, search
 from .engine import Answer, Request
 
 ENGINES: dict[str, Callable[[Request], Answer]] = {
     "price": search.solve,
-    "additive": engine_additive.solve,
+    "additive": additive.solve,
     "cp-sat": cpsat.solve,
     "highs": highs.solve,
     "enumeration": enumeration.solve,
