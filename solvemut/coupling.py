@@ -180,6 +180,7 @@ class _Analysis:
         while True:
             root = components(self.flow.count, self.edges)
             _, unit_of = np.unique(root, return_inverse=True)
+            self.unit_of = unit_of
             frozen, reasons = self._frozen(unit_of)
             rows: list[Rows] = []
             literals = [(lit.labels, lit.node, lit.path) for lit in self.facts.literals]
@@ -218,6 +219,8 @@ class _Analysis:
             self._group_rows(rect, units, rows)
             return []
         if frozen[units].all():
+            for path in paths:
+                self._pin(rect.node, path)
             return []
         for axis in reversed(range(units.ndim)):
             if units.ndim > 1 and (units == units.take([0], axis=axis)).all():
@@ -305,8 +308,15 @@ class _Analysis:
     def _pin(self, node: Node, path: Path | None) -> None:
         """The int at `path` must stay: if one attribute gives it, that attribute must."""
         size = None if path is None else node.sizes.get(path)
-        if size is not None and size.op == "attr":
+        if size is None or path is None:
+            return
+        if size.op == "attr":
             self.pins.append(self._stays(size, node))
+        elif size.op == "//" and (size.args[0].op, size.args[1].op) == ("size", "attr"):
+            # a width divided by a number of heads is the length of a head, which stays: width = length * heads
+            width, length = self._dim_labels(size.args[0], self.unit_of), int(_number(node, path))
+            if isinstance(width, np.ndarray):
+                self.pins.append(AttributeUse(size.args[1], length, 0, width, node))
 
     def _stays(self, attribute: Size, node: Node) -> AttributeUse:
         now = self.flow.trace.attributes.get(attribute, 0)

@@ -196,3 +196,20 @@ class Normalised(nn.Module):
     def forward(self, x):
         y = F.normalize(self.a(x), dim=-1)
         return self.c(self.b(x).relu()) + (y @ y.transpose(1, 2)).sum(-1, keepdim=True)
+
+
+@net((2, 6, 5), free="mlp", budget=NARROW)
+class HeadsStay(nn.Module):
+    """Heads that meet numbers stay; the width that is divided by their number must stay with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 3
+        self.mlp, self.up, self.qkv, self.head = nn.Linear(5, 20), nn.Linear(20, 12), nn.Linear(12, 36), nn.Linear(12, 2)
+
+    def forward(self, x):
+        x = self.up(self.mlp(x).relu())
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        a = (q @ k.transpose(-2, -1) * torch.linspace(1.0, 2.0, 3).view(3, 1, 1)).softmax(-1)
+        return self.head((a @ v).transpose(1, 2).reshape(b, n, c))
