@@ -205,7 +205,8 @@ class HeadsStay(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.heads = 3
-        self.mlp, self.up, self.qkv, self.head = nn.Linear(5, 20), nn.Linear(20, 12), nn.Linear(12, 36), nn.Linear(12, 2)
+        self.mlp, self.up = nn.Linear(5, 20), nn.Linear(20, 12)
+        self.qkv, self.head = nn.Linear(12, 36), nn.Linear(12, 2)
 
     def forward(self, x):
         x = self.up(self.mlp(x).relu())
