@@ -127,9 +127,7 @@ def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
         index = dims[d]
         if index and isinstance(index[0], list):
             out = _select_rows(out, d, _rows(index))
-        elif out.shape[d] > 1 or len(index) != 1:
-            if out.shape[d] == 1 and index != [0]:
-                continue
+        elif out.shape[d] > 1:
             out = out.index_select(d, torch.tensor(index, device=out.device, dtype=torch.long))
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
         return out.clone(memory_format=torch.channels_last)

@@ -299,14 +299,16 @@ class Compiler:
         self, name: str, parts: Sequence[tuple[Extent, int]], lower: Any = None, upper: Any = None
     ) -> None:
         """lower <= sum of coefficient * extent <= upper."""
-        constant, vectors = self.linear(parts)
-        resource = name
-        while resource in self.program._budgets:
-            resource += " "
-        self.program.cost(resource, constant)
+        self.program.budget(self._resource(name, *self.linear(parts)), upper, lower=lower)
+
+    def _resource(self, name: str, constant: Fraction, vectors: dict[int, np.ndarray]) -> str:
+        """A resource of that linear cost, under the name or the first free one after it."""
+        while name in self.program._budgets:
+            name += " "
+        self.program.cost(name, constant)
         for k, v in vectors.items():
-            self.program.cost(resource, v, self.choices[k].width)
-        self.program.budget(resource, upper, lower=lower)
+            self.program.cost(name, v, self.choices[k].width)
+        return name
 
     def _multiple(self, size: Affine, divisor: int, remainder: int, name: str) -> None:
         """size == divisor * t + remainder for some t."""
@@ -322,12 +324,7 @@ class Compiler:
         if stop < start:
             start = stop = (low - remainder) // divisor
         t = self.program.width(f"({name}) quotient", range(int(start), int(stop) + 1))
-        resource = name
-        while resource in self.program._budgets:
-            resource += " "
-        self.program.cost(resource, constant - remainder)
-        for k, v in vectors.items():
-            self.program.cost(resource, v, self.choices[k].width)
+        resource = self._resource(name, constant - remainder, vectors)
         self.program.cost(resource, np.array([-divisor * x for x in t.levels], dtype=object), t)
         self.program.budget(resource, 0, lower=0)
 

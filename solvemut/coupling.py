@@ -106,13 +106,7 @@ class Coupling:
     @cached_property
     def row_of(self) -> tuple[np.ndarray, ...]:
         """For each of `rows` the row of every class, -1 outside."""
-        found = []
-        for r in self.rows:
-            row_of = np.full(self.n_units, -1)
-            for k, row in enumerate(r.units):
-                row_of[row] = k
-            found.append(row_of)
-        return tuple(found)
+        return tuple(_row_of(r, self.n_units) for r in self.rows)
 
     def units(self, extent: Extent | np.ndarray) -> np.ndarray:
         """The classes of labels, same shape."""
@@ -191,7 +185,7 @@ class _Analysis:
             links, uses = self._literals(literals, unit_of, frozen)
             if known == (len(self.edges), len(self.frozen_labels)):
                 break
-        links += self._equals(unit_of)
+        links += self._equals()
         links += self._interleaved(rows, links, unit_of)
         links = [x for x in links if not _trivial(x, unit_of)]
         return unit_of, frozen, reasons, links, rows, uses
@@ -360,9 +354,7 @@ class _Analysis:
         parts += [(np.unique(row), r.node) for r in rows for row in r.units]
         found: list[Link] = []
         for r in rows:
-            row_of = np.full(len(label_of), -1)
-            for k, row in enumerate(r.units):
-                row_of[row] = k
+            row_of = _row_of(r, len(label_of))
             row_of[FIXED] = -1
             length = np.bincount(row_of[row_of >= 0], minlength=len(r.units))
             for units, node in parts:
@@ -375,10 +367,18 @@ class _Analysis:
                     found.append(Link(((shares[0], 1), (other, -1)), 0, node, "an equal share of every row", slack))
         return found
 
-    def _equals(self, unit_of: np.ndarray) -> list[Link]:
+    def _equals(self) -> list[Link]:
         return [
             Link(((e.parts[0], 1), (part, -1)), 0, e.node, e.why) for e in self.facts.equals for part in e.parts[1:]
         ]
+
+
+def _row_of(rows: Rows, n: int) -> np.ndarray:
+    """The row of each of n classes, -1 outside."""
+    row_of = np.full(n, -1)
+    for k, row in enumerate(rows.units):
+        row_of[row] = k
+    return row_of
 
 
 def _same_attribute(uses: Sequence[AttributeUse]) -> list[Link]:

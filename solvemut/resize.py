@@ -16,7 +16,7 @@ import numpy as np
 from .coupling import Coupling, affine
 from .errors import SolvemutError
 from .flow import Flow
-from .labels import FIXED, Labels, compressed, rectangle
+from .labels import Labels, compressed, rectangle
 from .rules import apply_rule, slice_bounds
 from .trace import Node, Ref, Size, Trace
 
@@ -412,6 +412,3 @@ def _with_known(size: Size, env: Mapping[Size, int], attribute: Size) -> Size:
     if size.op in ("attr", "size"):
         return size if size == attribute else Size("const", (env[size],))
     return size if size.op == "const" else Size(size.op, tuple(_with_known(a, env, attribute) for a in size.args))
-
-
-__all__ = ["FIXED", "REWRITES", "Resized", "new_shape", "resize", "solve_attributes"]

@@ -4,17 +4,14 @@
   and GroupNorm taking their statistics over the channels that stay.
 * `count_params`, `count_flops`: a recount on the changed model.
 * `kept_positions`, `kept_value`: which outputs of a layer stay, and what they are worth.
-* `best_subset`: brute force over all kept sets of a tiny model.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -181,21 +178,3 @@ def plan_groups(module: nn.Module, plan: Any, name: str) -> int:
         if (a.module, a.name) == (name, "groups"):
             return int(a.before)
     return int(module.groups)  # type: ignore[arg-type]
-
-
-# -- brute force -------------------------------------------------------------------------------------------------------
-
-
-def best_subset(
-    value: Sequence[float],
-    feasible: Callable[[np.ndarray], bool],
-) -> tuple[float, np.ndarray | None]:
-    """The largest value over all subsets (bool per unit) that are feasible; (-inf, None) if none is."""
-    best, arg = -np.inf, None
-    worth = np.asarray(value, dtype=float)
-    for bits in itertools.product((False, True), repeat=len(worth)):
-        kept = np.array(bits)
-        total = float(worth[kept].sum())
-        if total > best and feasible(kept):
-            best, arg = total, kept
-    return best, arg

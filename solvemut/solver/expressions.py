@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, Union
 
@@ -178,11 +178,3 @@ def affine(value: Any) -> Affine:
     raise ProgramError(
         f"{value!r} is no width, switch, int or sum of them; constraints are linear with int coefficients"
     )
-
-
-def widths_of(relations: Iterable[Relation]) -> list[Width]:
-    """The widths that relations mention, each once."""
-    found: dict[Width, None] = {}
-    for relation in relations:
-        found.update(dict.fromkeys(relation.difference.coefficients))
-    return list(found)
