@@ -7,37 +7,48 @@ fails on the way, the old tensors, attributes and state are put back.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from .errors import PlanMismatchError, SolvemutError
-from .modules import untouched
 from .plan import AttributeChange, Index, PlanRecord
+from .verify import verify_program
 
 Undo = list[Callable[[], None]]
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
 
 class Plan(PlanRecord):
     """A solved mutation, printable, saved as JSON, and applied in place."""
 
-    def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+    def apply(
+        self,
+        model: nn.Module,
+        optimizer: Optimizers = None,
+        followers: Sequence[nn.Module] = (),
+        verify: str | None = "program",
+    ) -> nn.Module:
         """Change `model` and the state of `optimizer` in place, all or nothing; returns the model.
 
         Raises PlanMismatchError, with nothing changed, if the plan was made for another model.
         """
-        return apply_plan(self, model, optimizer)
+        return apply_plan(self, model, optimizer, followers, verify)
 
 
-def apply_plan(plan: PlanRecord, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+def apply_plan(
+    plan: PlanRecord,
+    model: nn.Module,
+    optimizer: Optimizers = None,
+    followers: Sequence[nn.Module] = (),
+    verify: str | None = "program",
+) -> nn.Module:
     """See `Plan.apply`."""
     tensors = _tensors(model)
     _check_model(plan, model, tensors)
+    assert optimizer is None or isinstance(optimizer, torch.optim.Optimizer)
     _check_optimizer(plan, model, tensors, optimizer)
     undo: Undo = []
     try:
@@ -46,7 +57,7 @@ def apply_plan(plan: PlanRecord, model: nn.Module, optimizer: torch.optim.Optimi
             for step in steps:
                 step(undo)
             _set_attributes(plan, model, undo)
-            _verify(plan, model)
+            verify_program(plan, model, verify)
     except BaseException:
         for back in reversed(undo):
             back()
@@ -289,37 +300,3 @@ ATTRIBUTES: list[tuple[Any, Callable[[Any], dict[str, Any]]]] = [
     (nn.PReLU, lambda m: {"num_parameters": m.weight.shape[0]}),
     (nn.MultiheadAttention, _attention),
 ]
-
-
-# -- a run on fake tensors ---------------------------------------------------------------------------------------------
-
-
-def _verify(plan: PlanRecord, model: nn.Module) -> None:
-    """Run the changed model on fake tensors and compare the shapes of its outputs with those the plan foretells."""
-    if not plan.example:
-        return
-    spec = json.loads(plan.example)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, untouched(model):
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
-        fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
-        like = next((t for t in fake.values() if t.is_floating_point()), torch.empty(0))
-        leaves = [_leaf(x, like) for x in spec["leaves"]]
-        args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(spec["tree"]))
-        try:
-            out = torch.func.functional_call(model, fake, args, kwargs)
-        except Exception as e:
-            raise SolvemutError(
-                f"the changed model would not run: {type(e).__name__}: {str(e).splitlines()[0][:300]}. Nothing was "
-                "changed. A size may be computed or cached outside the modules' attributes; keep the layers before it"
-            ) from e
-    shapes = [tuple(t.shape) for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
-    if plan.outputs and set(shapes) != {tuple(s) for s in plan.outputs}:
-        raise SolvemutError(f"the changed model would return shapes {shapes}, the plan says {list(plan.outputs)}")
-
-
-def _leaf(x: Any, like: torch.Tensor) -> Any:
-    """An example input; floats come in the dtype of the model, which may have been cast since the capture."""
-    if isinstance(x, dict):
-        dtype = getattr(torch, x["dtype"])
-        return torch.empty(x["shape"], dtype=like.dtype if dtype.is_floating_point else dtype, device=like.device)
-    return x

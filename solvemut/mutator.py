@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from .apply import Plan
+from .apply import Optimizers, Plan
 from .constraints import budget_of, flat
 from .coupling import couple
 from .errors import RequestError, UnsupportedOpError
@@ -57,10 +57,11 @@ class Mutator:
 
     def __init__(
         self, model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None,
-        optimizer: torch.optim.Optimizer | None = None, strict: bool = False,
+        optimizer: Optimizers = None, strict: bool = False, followers: Sequence[nn.Module] = (),
     ) -> None:  # fmt: skip
         self.model = model
         self.optimizer = optimizer
+        self.followers = followers
         self.graph = capture(model, args, kwargs, strict)
 
     def prune(
@@ -80,6 +81,7 @@ class Mutator:
         gap: float = 1e-3,
         seed: int = 0,
         progress: bool | None = None,
+        verify: str | None = "program",
     ) -> Plan:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
@@ -101,11 +103,11 @@ class Mutator:
             if limit is not None:
                 problem.add(budget_of(cost, limit))
         plan = problem.solve(time_limit, gap, seed, progress)
-        return plan if dry_run else self.apply(plan)
+        return plan if dry_run else self.apply(plan, verify)
 
-    def apply(self, plan: Plan) -> Plan:
+    def apply(self, plan: Plan, verify: str | None = "program") -> Plan:
         """Apply a plan that was made for the present graph."""
-        plan.apply(self.model, self.optimizer)
+        plan.apply(self.model, self.optimizer, self.followers, verify)
         if plan.graph is not None:
             self.graph = replace(plan.graph, model=self.model)
         return plan
@@ -114,14 +116,14 @@ class Mutator:
         """A mutator of a deep copy of the model, without an optimizer."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
-        other.optimizer = None
+        other.optimizer, other.followers = None, ()
         other.graph = replace(self.graph, model=other.model)
         return other
 
 
 def prune(
     model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, *,
-    optimizer: torch.optim.Optimizer | None = None, **request: Any,
+    optimizer: Optimizers = None, followers: Sequence[nn.Module] = (), **request: Any,
 ) -> Plan:  # fmt: skip
     """Prune a model in place: `Mutator(model, args, kwargs, optimizer).prune(**request)`."""
-    return Mutator(model, args, kwargs, optimizer).prune(**request)
+    return Mutator(model, args, kwargs, optimizer, followers=followers).prune(**request)

@@ -64,6 +64,7 @@ class PlanRecord:
     values: str = ""
     example: str = ""
     outputs: tuple[tuple[int, ...], ...] = ()
+    program: tuple[str, ...] = ()  # the forward of the changed model, one line per operation, as `verify` compares it
     graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
 
     # -- text --------------------------------------------------------------------------------------------------------
@@ -110,6 +111,7 @@ class PlanRecord:
                 "values": self.values,
                 "example": self.example,
                 "outputs": [list(s) for s in self.outputs],
+                "program": list(self.program),
             }
         )
 
@@ -143,6 +145,7 @@ class PlanRecord:
                 values=data["values"],
                 example=data["example"],
                 outputs=tuple(tuple(s) for s in data["outputs"]),
+                program=tuple(data.get("program", ())),
             )
         except PlanMismatchError:
             raise

@@ -408,7 +408,7 @@ def failing_after(k: int, function: Any) -> tuple[Any, list[int]]:
     return wrapped, calls
 
 
-STEPS = ("select", "_swap", "_swap_state", "_set_attributes", "_assign", "_verify")
+STEPS = ("select", "_swap", "_swap_state", "_set_attributes", "_assign", "verify_program")
 
 
 @pytest.mark.parametrize("where", STEPS)

@@ -37,13 +37,14 @@ LAYERS: dict[str, set[str]] = {
     "modules": set(),
     "tracing": {"modules", "provenance"},
     "values": {"graph"},
-    "apply": {"modules", "plan"},
+    "verify": {"modules", "plan"},
+    "apply": {"plan", "verify"},
     "problem": {"apply", "compile", "progress", "resize", "values"},
     "edits": {"apply", "compile"},
     "builder": set(),
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"modules", "problem", "provenance", "tracing", "values", "apply", "edits", "builder", *FACADES}
+TORCH = {"modules", "problem", "provenance", "tracing", "values", "verify", "apply", "edits", "builder", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 
