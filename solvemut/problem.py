@@ -142,7 +142,7 @@ class Problem:
             _values_name(self.values),
             graph.example,
             tuple(resized.trace.shape(o) for o in trace.outputs),
-            after,
+            graph=after,
         )  # fmt: skip
 
     def _check(self, solution: Solution, costs: dict[str, PlanCost]) -> None:
