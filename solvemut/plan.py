@@ -145,7 +145,7 @@ class PlanRecord:
                 values=data["values"],
                 example=data["example"],
                 outputs=tuple(tuple(s) for s in data["outputs"]),
-                program=tuple(data.get("program", ())),
+                program=tuple(data["program"]),
             )
         except PlanMismatchError:
             raise
