@@ -26,6 +26,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     `args` is one input or a tuple of them. With strict=True an operation without a rule raises UnsupportedOpError; else
     what it touches is frozen, shown by print(graph), and warned about once.
 
+    >>> import torch
     >>> graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), torch.ones(1, 3, 6, 6))
     >>> graph["0"].nin, graph["0"].nout, graph.params.now
     ([3], 8, 240)
@@ -47,6 +48,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
 class Mutator:
     """A model whose graph stays valid from one mutation to the next.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> mut = Mutator(model, torch.ones(1, 4))
     >>> plan = mut.prune(params=0.5)
