@@ -73,6 +73,7 @@ class Compiler:
         self.equations += self.partition.ties
         self.notes = list(self.partition.notes)
         self.floors: list[tuple[list[tuple[Extent, int]], str]] = []
+        self.counted: list[tuple[Budget, str]] = []  # budgets, and their names in the program
         self.program = Program()
 
     def compile(self) -> Program:
@@ -86,9 +87,11 @@ class Compiler:
         return self.program
 
     def _features(self) -> Iterable[np.ndarray]:
+        """Whatever anything counts; what the model's own costs count is in its sources and works already."""
         for e in self.coupling.sources.values():
             yield e.labels
-        for work in self.coupling.facts.works:
+        works = self.coupling.facts.works
+        for work in works:
             for e in work.extents:
                 yield e.labels
         yield from self.coupling.facts.nonempty
@@ -98,6 +101,9 @@ class Compiler:
         for equation in self.equations:
             for e, _ in equation.parts:
                 yield e.labels
+        known = {id(e) for e in (*self.coupling.sources.values(), *(e for w in works for e in w.extents))}
+        for m in (m for b in self.budgets for m in b.cost.monomials):
+            yield from (e.labels for e in m.extents if id(e) not in known)
 
     def _affines(self) -> Iterable[Affine]:
         for r in self.relations:
@@ -269,11 +275,13 @@ class Compiler:
         for size, divisor, remainder, name in self.multiples:
             self._multiple(size, divisor, remainder, name)
         for budget in self.budgets:
-            self._cost(budget.cost, str(budget))
+            name = self._free_name(str(budget))
+            self.counted.append((budget, name))
+            self._cost(budget.cost, name)
             if budget.sense == "<=":
-                self.program.budget(str(budget), budget.limit)
+                self.program.budget(name, budget.limit)
             else:
-                self.program.budget(str(budget), lower=budget.limit)
+                self.program.budget(name, lower=budget.limit)
 
     def _units_kept(self, choice: Choice) -> np.ndarray:
         kept: Any = 0
@@ -303,11 +311,16 @@ class Compiler:
 
     def _resource(self, name: str, constant: Fraction, vectors: dict[int, np.ndarray]) -> str:
         """A resource of that linear cost, under the name or the first free one after it."""
-        while name in self.program._budgets:
-            name += " "
+        name = self._free_name(name)
         self.program.cost(name, constant)
         for k, v in vectors.items():
             self.program.cost(name, v, self.choices[k].width)
+        return name
+
+    def _free_name(self, name: str) -> str:
+        """The name, or the first free one after it: a budget given twice is not one of twice the size."""
+        while name in self.program._budgets:
+            name += " "
         return name
 
     def _multiple(self, size: Affine, divisor: int, remainder: int, name: str) -> None:

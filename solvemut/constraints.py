@@ -16,8 +16,11 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from .errors import RequestError
 from .flow import Extent
+from .labels import prod
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +168,21 @@ class Cost:
     @property
     def now(self) -> int:
         return sum(m.now for m in self.monomials)
+
+    def count(self, coupling: Any, kept: np.ndarray) -> int:
+        """The value when only `kept` (bool per unit class) stays."""
+        return sum(m.coefficient * prod([coupling.count(e, kept) for e in m.extents]) for m in self.monomials)
+
+    def check(self, labels: np.ndarray) -> None:
+        """Raises RequestError unless every monomial counts some of these labels."""
+        for m in self.monomials:
+            if not isinstance(m, Monomial) or not all(isinstance(e, Extent) for e in m.extents):
+                raise RequestError(f"the cost {self.name!r} holds {m!r}: give Monomials over Extents")
+            for e in m.extents:
+                ints = isinstance(e.labels, np.ndarray) and e.labels.dtype.kind in "iu"
+                rows = not e.per_row or (ints and e.labels.ndim == 2)
+                if not ints or not rows or ((e.labels < 0) | (e.labels >= len(labels))).any():
+                    raise RequestError(f"the cost {self.name!r} counts labels that are not of this graph: {e.labels!r}")
 
     def __le__(self, limit: Any) -> Budget:
         return Budget(self, self._limit("<=", limit))

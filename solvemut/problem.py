@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .apply import Plan
 from .compile import Compiler, TooManySizes
-from .constraints import Budget, Request, flat, owners
+from .constraints import Budget, Cost, Request, flat, owners
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
@@ -52,6 +53,8 @@ class Problem:
         for r in found:
             if not all(self.graph.coupling.is_like(owner) for owner in owners(r)):
                 raise RequestError(f"'{r}' speaks of another graph; after a mutation ask the mutator's new graph")
+            if isinstance(r, Budget):
+                r.cost.check(self.graph.coupling.unit_of)
         self.requests += found
 
     def keep(self, *patterns: str) -> None:
@@ -128,9 +131,8 @@ class Problem:
         graph, trace = self.graph, self.graph.trace
         resized = resize(graph.coupling, kept)
         after = Graph(resized.trace, couple(resized.trace), graph.example, graph.model)
-        limits = {b.cost.name: float(b.limit) for b in self.requests if isinstance(b, Budget) and b.sense == "<="}
-        costs = {n: PlanCost(c.now, after.costs[n].now, limits.get(n)) for n, c in graph.costs.items()}
-        self._check(solution, costs)
+        costs = self._costs(kept, after)
+        self._check(solution, compiler, kept, after)
         return Plan(
             solution.status, float(solution.objective), float(solution.bound), float(solution.gap), seconds,
             solution.solver,
@@ -145,18 +147,35 @@ class Problem:
             graph=after,
         )  # fmt: skip
 
-    def _check(self, solution: Solution, costs: dict[str, PlanCost]) -> None:
-        """What the program promised is what the resized model costs."""
-        for b in self.requests:
-            if (
-                isinstance(b, Budget)
-                and (c := costs.get(b.cost.name)) is not None
-                and c.after != solution.costs[str(b)]
-            ):
-                raise SolvemutError(
-                    f"{b.cost.name}: the program counted {solution.costs[str(b)]}, a recount gives {c.after}; "
-                    "please report this model"
-                )
+    def _costs(self, kept: np.ndarray, after: Graph) -> dict[str, PlanCost]:
+        """The model's costs, then those that the caller built."""
+        found = {name: PlanCost(c.now, after.costs[name].now) for name, c in self.graph.costs.items()}
+        for b in (r for r in self.requests if isinstance(r, Budget)):
+            name, own = b.cost.name, self._is_own(b.cost)
+            if not own and name not in self.graph.costs:
+                found.setdefault(name, PlanCost(b.cost.now, b.cost.count(self.graph.coupling, kept)))
+            if b.sense == "<=" and (own or name not in self.graph.costs):
+                limits = [limit for limit in (found[name].budget, float(b.limit)) if limit is not None]
+                found[name] = replace(found[name], budget=min(limits))
+        return found
+
+    def _is_own(self, cost: Cost) -> bool:
+        """Whether a cost is one of the model's, not one that the caller built under its name."""
+        own = self.graph.costs.get(cost.name)
+        return cost is own or (own is not None and cost.owner is not self.graph.coupling and cost.now == own.now)
+
+    def _check(self, solution: Solution, compiler: Compiler, kept: np.ndarray, after: Graph) -> None:
+        """What the program promised is what the units kept, and the resized model, come to."""
+        for b, name in compiler.counted:
+            recounts = [b.cost.count(self.graph.coupling, kept)]
+            if self._is_own(b.cost):
+                recounts.append(after.costs[b.cost.name].now)
+            for found in recounts:
+                if found != solution.costs[name]:
+                    raise SolvemutError(
+                        f"{b}: the program counted {solution.costs[name]}, a recount gives {found}; "
+                        "please report this model"
+                    )
 
 
 def _values_name(values: Values) -> str:
