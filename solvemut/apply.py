@@ -75,6 +75,8 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The plan agrees with itself, and with the tensors and attributes of a model."""
+    plan.check()
     wrong = []
     for name, (before, _) in plan.shapes.items():
         found = tensors.get(name)
@@ -82,20 +84,24 @@ def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch
             wrong.append(f"{name} is missing")
         elif tuple(found.shape) != tuple(before):
             wrong.append(f"{name} has shape {tuple(found.shape)}, the plan expects {tuple(before)}")
-    for name, dims in plan.indices.items():
-        before, after = plan.shapes.get(name, ((), ()))
-        for d, index in dims.items():
-            if not _index_fits(index, d, before, after):
-                wrong.append(f"the indices of {name} in dim {d} do not lead from shape {before} to {after}")
+    wrong += [
+        f"{change.module}.{change.name} is no int of this model"
+        for change in plan.attributes
+        if not _is_int_attribute(model, change)
+    ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise PlanMismatchError(f"this plan was made for another {plan.root}: {'; '.join(wrong[:4])}{more}")
 
 
-def _index_fits(index: Index, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    if dim >= len(before):
+def _is_int_attribute(model: nn.Module, change: AttributeChange) -> bool:
+    """What a plan sets must be an int: a tensor, a flag or a function under that name is something else."""
+    try:
+        found = getattr(model.get_submodule(change.module), change.name)
+        found = found if change.index is None else found[change.index]
+    except (AttributeError, LookupError, TypeError):
         return False
-    return all(len(row) == after[dim] and all(0 <= i < before[dim] for i in row) for row in _rows(index))
+    return isinstance(found, int) and not isinstance(found, bool)
 
 
 def _rows(index: Index) -> list[list[int]]:

@@ -6,15 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .errors import PlanMismatchError
+from . import planfile
 from .graph import Graph
 from .report import short, table
 
-FORMAT, VERSION = "solvemut-plan", 1
 Index = list[int] | list[list[int]]
 P = TypeVar("P", bound="PlanRecord")
 
@@ -45,7 +44,8 @@ class PlanRecord:
 
     `indices` maps a parameter or buffer and one of its dims to the old positions that stay, in their new order (-1: a
     new slice); the input dim of a grouped convolution has one such list per group that stays. `shapes` maps every
-    parameter and buffer it touches to its shape before and after.
+    parameter and buffer it touches to its shape before and after. `units` says for each index list which unit stands
+    where, so that the lists can be held against each other: see `planfile`.
     """
 
     status: str
@@ -66,6 +66,7 @@ class PlanRecord:
     outputs: tuple[tuple[int, ...], ...] = ()
     program: tuple[str, ...] = ()  # the forward of the changed model, one line per operation, as `verify` compares it
     graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
+    units: Mapping[str, Mapping[int, list[list[list[int]]]]] = field(default_factory=dict)
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -94,63 +95,64 @@ class PlanRecord:
 
     # -- JSON --------------------------------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Raise PlanMismatchError, with the place, if the plan does not agree with itself."""
+        planfile.check(self._data())
+
+    def _data(self) -> dict[str, Any]:
+        """The plan as a file has it."""
+        data: dict[str, Any] = {
+            "format": planfile.FORMAT,
+            "version": planfile.VERSION,
+            "certificate": {k: getattr(self, k) for k in _CERTIFICATE},
+            "sizes": {k: list(v) for k, v in self.sizes.items()},
+            "indices": {k: {str(d): i for d, i in v.items()} for k, v in self.indices.items()},
+            "units": {k: {str(d): i for d, i in v.items()} for k, v in self.units.items()},
+            "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
+            "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
+            "attributes": [[a.module, a.name, a.index, a.before, a.after] for a in self.attributes],
+            "notes": list(self.notes),
+            "root": self.root,
+            "values": self.values,
+            "example": self.example,
+            "outputs": [list(s) for s in self.outputs],
+            "program": list(self.program),
+        }
+        return {**data, "checksum": ""}
+
     def to_json(self) -> str:
         """The plan as JSON text."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "certificate": {k: getattr(self, k) for k in _CERTIFICATE},
-                "sizes": {k: list(v) for k, v in self.sizes.items()},
-                "indices": {k: {str(d): i for d, i in v.items()} for k, v in self.indices.items()},
-                "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
-                "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
-                "attributes": [[a.module, a.name, a.index, a.before, a.after] for a in self.attributes],
-                "notes": list(self.notes),
-                "root": self.root,
-                "values": self.values,
-                "example": self.example,
-                "outputs": [list(s) for s in self.outputs],
-                "program": list(self.program),
-            }
-        )
+        data = self._data()
+        return json.dumps({**data, "checksum": planfile.checksum(data)})
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file."""
-        Path(path).write_text(self.to_json())
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls: type[P], path: str | Path) -> P:
-        """Read a plan from a file. Raises PlanMismatchError if it is no plan, or of a later version."""
-        return cls.from_json(Path(path).read_text())
+        """Read a plan from a file. Raises PlanMismatchError if it is no plan, damaged, or of a later version."""
+        return cls.from_json(Path(path).read_bytes())
 
     @classmethod
-    def from_json(cls: type[P], text: str) -> P:
-        """The plan that `to_json` wrote."""
-        try:
-            data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise KeyError("format")
-            if data["version"] > VERSION:
-                raise PlanMismatchError(f"this plan has version {data['version']}, this solvemut reads up to {VERSION}")
-            return cls(
-                **{k: data["certificate"][k] for k in _CERTIFICATE},
-                sizes={k: (a, b) for k, (a, b) in data["sizes"].items()},
-                indices={k: {int(d): i for d, i in v.items()} for k, v in data["indices"].items()},
-                shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
-                costs={k: PlanCost(*v) for k, v in data["costs"].items()},
-                attributes=tuple(AttributeChange(*a) for a in data["attributes"]),
-                notes=tuple(data["notes"]),
-                root=data["root"],
-                values=data["values"],
-                example=data["example"],
-                outputs=tuple(tuple(s) for s in data["outputs"]),
-                program=tuple(data["program"]),
-            )
-        except PlanMismatchError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise PlanMismatchError(f"this is no plan that solvemut saved: {type(e).__name__}: {e}") from e
+    def from_json(cls: type[P], text: str | bytes) -> P:
+        """The plan that `to_json` wrote. Raises PlanMismatchError, with the place, if anything in it is not right."""
+        data = planfile.parse(text)
+        return cls(
+            **{k: data["certificate"][k] for k in _CERTIFICATE},
+            sizes={k: (a, b) for k, (a, b) in data["sizes"].items()},
+            indices={k: {int(d): i for d, i in v.items()} for k, v in data["indices"].items()},
+            units={k: {int(d): i for d, i in v.items()} for k, v in data["units"].items()},
+            shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
+            costs={k: PlanCost(*v) for k, v in data["costs"].items()},
+            attributes=tuple(AttributeChange(*a) for a in data["attributes"]),
+            notes=tuple(data["notes"]),
+            root=data["root"],
+            values=data["values"],
+            example=data["example"],
+            outputs=tuple(tuple(s) for s in data["outputs"]),
+            program=tuple(data["program"]),
+        )
 
 
 _CERTIFICATE = ("status", "objective", "bound", "gap", "seconds", "solver")

@@ -16,6 +16,7 @@ from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .plan import AttributeChange, PlanCost, as_lists
+from .planfile import runs
 from .program import Solution
 from .progress import Reporter
 from .resize import Resized, resize
@@ -145,6 +146,7 @@ class Problem:
             graph.example,
             tuple(resized.trace.shape(o) for o in trace.outputs),
             graph=after,
+            units=_units(graph, resized, kept),
         )  # fmt: skip
 
     def _costs(self, kept: np.ndarray, after: Graph) -> dict[str, PlanCost]:
@@ -195,6 +197,21 @@ def _indices(resized: Resized) -> dict[str, dict[int, Any]]:
         p = resized.trace.params[value]
         for name in (p.name, *p.aliases):
             out.setdefault(name, {})[dim] = as_lists(index)
+    return out
+
+
+def _units(graph: Graph, resized: Resized, kept: np.ndarray) -> dict[str, dict[int, Any]]:
+    """For every index list the unit at each old position; and at each new one, where their order changed."""
+    out: dict[str, dict[int, Any]] = {}
+    for (value, dim), index in resized.index.items():
+        units = graph.coupling.units(graph.coupling.sources[value, dim].labels)
+        found = [runs(units)]
+        if (np.diff(index, axis=-1) < 0).any():
+            rows = units[kept[units].any(axis=-1)] if index.ndim == 2 else units
+            found.append(runs(np.take_along_axis(rows, index, axis=-1)))
+        p = resized.trace.params[value]
+        for name in (p.name, *p.aliases):
+            out.setdefault(name, {})[dim] = found
     return out
 
 

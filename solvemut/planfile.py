@@ -1,0 +1,437 @@
+"""Plan files: what a plan may say, checked whole before anything is done with it.
+
+`FORM` says what stands at each place of a plan, in types and ranges; `AGREEMENTS` say what must fit together. The first
+thing that is wrong raises PlanMismatchError with its place, such as indices['a.weight'][0], and what was expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import PlanMismatchError
+
+FORMAT, VERSION = "solvemut-plan", 1
+LARGEST = 2**48  # of sizes and positions; whatever is larger is damage
+DTYPES = (
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32",
+    "float64", "complex32", "complex64", "complex128",
+)  # fmt: skip
+
+Data = Mapping[str, Any]
+Check = Callable[[str, Any], None]
+
+
+def checksum(data: Data) -> str:
+    """Of everything in a plan but the checksum itself; blanks and the order of keys do not count."""
+    rest = {k: v for k, v in data.items() if k != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse(text: str | bytes) -> dict[str, Any]:
+    """The content of a plan file, checked in every way that needs no model."""
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        data = json.loads(text, object_pairs_hook=_no_key_twice)
+    except (ValueError, TypeError, RecursionError) as e:
+        raise PlanMismatchError(f"this is no plan that solvemut saved: {type(e).__name__}: {str(e)[:200]}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PlanMismatchError(f"this is no plan that solvemut saved: it does not say format {FORMAT!r}")
+    version = data.get("version")
+    if type(version) is int and version > VERSION:
+        raise PlanMismatchError(f"this plan has version {_shown(version)}, this solvemut reads up to {VERSION}")
+    check(data)
+    if data["checksum"] != checksum(data):
+        raise PlanMismatchError(
+            "checksum: the content is not what was saved, so the file is damaged or was edited. Take a copy that is "
+            "whole, or solve and save the plan again"
+        )
+    return data
+
+
+def check(data: Data) -> None:
+    """Raise PlanMismatchError at the first place that is not as a plan has it."""
+    FORM("", data)
+    for agreement in AGREEMENTS:
+        agreement(data)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"{_shown(next(k for k in names if names.count(k) > 1))} stands twice in one object")
+    return found
+
+
+def _fail(where: str, expected: str, found: Any) -> None:
+    raise PlanMismatchError(
+        f"{where or 'the plan'}: expected {expected}, found {_shown(found)}. The plan is damaged or was edited: "
+        "take a copy that is whole, or solve and save it again"
+    )
+
+
+def _shown(x: Any) -> str:
+    try:
+        return ascii(reprlib.repr(x))[1:-1]
+    except ValueError:  # an int of more digits than Python prints
+        return f"a very large {type(x).__name__}"
+
+
+# -- one place ---------------------------------------------------------------------------------------------------------
+
+
+def text(where: str, x: Any) -> None:
+    """A string that can be printed."""
+    if not isinstance(x, str):
+        _fail(where, "a string", x)
+    try:
+        x.encode("utf-8")
+    except UnicodeEncodeError:
+        _fail(where, "a string without lone surrogates", x)
+
+
+def whole(low: int, high: int = LARGEST) -> Check:
+    """An int in a range; True and 1.0 are none."""
+
+    def is_whole(where: str, x: Any) -> None:
+        if type(x) is not int or not low <= x <= high:
+            _fail(where, f"an int of at least {low}" if high == LARGEST else f"an int from {low} to {high}", x)
+
+    return is_whole
+
+
+def number(low: float) -> Check:
+    """A finite number that a float can hold."""
+
+    def is_number(where: str, x: Any) -> None:
+        if type(x) not in (int, float) or not low <= x < math.inf or abs(x) > 1.7e308:
+            _fail(where, "a finite number" + ("" if low == -math.inf else f" of at least {low:g}"), x)
+
+    return is_number
+
+
+def optional(inner: Check) -> Check:
+    return lambda where, x: None if x is None else inner(where, x)
+
+
+def one_of(*choices: Any) -> Check:
+    def is_one(where: str, x: Any) -> None:
+        if not any(type(x) is type(c) and x == c for c in choices):
+            _fail(where, " or ".join(map(repr, choices)), x)
+
+    return is_one
+
+
+def each(inner: Check) -> Check:
+    """A list of such."""
+
+    def is_list(where: str, x: Any) -> None:
+        if not isinstance(x, list):
+            _fail(where, "a list", x)
+        for k, item in enumerate(x):
+            inner(f"{where}[{k}]", item)
+
+    return is_list
+
+
+def row(*inner: Check) -> Check:
+    """A list with one check per item."""
+
+    def is_row(where: str, x: Any) -> None:
+        if not isinstance(x, list) or len(x) != len(inner):
+            _fail(where, f"a list of {len(inner)}", x)
+        for k, (checked, item) in enumerate(zip(inner, x, strict=True)):
+            checked(f"{where}[{k}]", item)
+
+    return is_row
+
+
+def mapping(inner: Check, key: Check = text) -> Check:
+    """An object with any keys."""
+
+    def is_mapping(where: str, x: Any) -> None:
+        if not isinstance(x, dict):
+            _fail(where, "an object", x)
+        for k, item in x.items():
+            key(f"a key of {where}", k)
+            inner(f"{where}[{k!r}]", item)
+
+    return is_mapping
+
+
+def record(**inner: Check) -> Check:
+    """An object with just these keys."""
+
+    def is_record(where: str, x: Any) -> None:
+        if not isinstance(x, dict):
+            _fail(where, "an object", x)
+        if missing := [k for k in inner if k not in x]:
+            _fail(where, f"an entry {missing[0]!r}", list(x))
+        if other := [k for k in x if k not in inner]:
+            _fail(where, f"no entry but {', '.join(inner)}", other)
+        for k, checked in inner.items():
+            checked(f"{where}.{k}" if where else k, x[k])
+
+    return is_record
+
+
+def by_dim(inner: Check) -> Check:
+    """An object whose keys are dims."""
+
+    def is_by_dim(where: str, x: Any) -> None:
+        if not isinstance(x, dict):
+            _fail(where, "an object", x)
+        for k, item in x.items():
+            if k not in _DIMS:
+                _fail(f"a key of {where}", "a dim, as '0' or '1'", k)
+            inner(f"{where}[{k}]", item)
+
+    return is_by_dim
+
+
+_DIMS = frozenset(map(str, range(64)))
+
+
+def positions(where: str, x: Any) -> None:
+    """The old positions that stay in a dim: distinct ints; -1, a new slice, is for a version that grows."""
+    if not isinstance(x, list):
+        _fail(where, "a list", x)
+    if set(map(type, x)) - {int}:
+        _fail(where, "ints", next(i for i in x if type(i) is not int))
+    if x and not 0 <= min(x) <= max(x) < LARGEST:
+        _fail(where, "positions from 0 on (this version makes no new slices)", min(x) if min(x) < 0 else max(x))
+    if len(set(x)) < len(x):
+        _fail(where, "each position once", next(i for k, i in enumerate(x) if i in x[:k]))
+
+
+def index(where: str, x: Any) -> None:
+    """Positions; or for the input dim of a grouped convolution such a list for each group that stays."""
+    if isinstance(x, list) and x and isinstance(x[0], list):
+        each(positions)(where, x)
+    else:
+        positions(where, x)
+
+
+def example(where: str, x: Any) -> None:
+    """The example inputs as `example_text` writes them, or nothing."""
+    text(where, x)
+    if not x:
+        return
+    try:
+        spec = json.loads(x)
+        tree = json.loads(spec["tree"])
+        _EXAMPLE(where, spec)
+        held = _leaves(tree[1])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        _fail(where, "JSON with leaves and their tree", x)
+    if held != len(spec["leaves"]):
+        _fail(f"{where}.tree", f"a tree of {len(spec['leaves'])} leaves", spec["tree"])
+
+
+def _leaves(node: Any) -> int:
+    """How many leaves a tree of inputs has."""
+    children = node["children_spec"]
+    if node["type"] is None:
+        return 1
+    if node["type"] == "builtins.dict" and len(json.loads(node["context"])) != len(children):
+        raise ValueError("a dict with keys that have no values")
+    return sum(_leaves(child) for child in children)
+
+
+def _leaf(where: str, x: Any) -> None:
+    if isinstance(x, dict):
+        _TENSOR(where, x)
+        if math.prod(x["shape"]) > LARGEST:
+            _fail(f"{where}.shape", "the shape of a tensor that fits into memory", x["shape"])
+    elif isinstance(x, str):
+        text(where, x)
+    elif not (x is None or isinstance(x, (bool, int, float))):
+        _fail(where, "a tensor, a number, a string or null", x)
+
+
+SHAPE = each(whole(0))
+_TENSOR = record(shape=SHAPE, dtype=one_of(*DTYPES))
+_EXAMPLE = record(leaves=each(_leaf), tree=text)
+SIZE = whole(0)
+INT = whole(-LARGEST)
+COUNT = whole(0, 10**60)  # costs grow as products of sizes
+
+FORM = record(
+    format=one_of(FORMAT),
+    version=whole(1, VERSION),
+    checksum=text,
+    certificate=record(
+        status=one_of("optimal", "feasible", "interrupted"), objective=number(-math.inf), bound=number(-math.inf),
+        gap=number(0), seconds=number(0), solver=text,
+    ),
+    sizes=mapping(row(SIZE, SIZE)),
+    indices=mapping(by_dim(index)),
+    units=mapping(by_dim(each(each(row(SIZE, SIZE, SIZE))))),
+    shapes=mapping(row(SHAPE, SHAPE)),
+    costs=mapping(row(COUNT, COUNT, optional(number(-math.inf)))),
+    attributes=each(row(text, text, optional(SIZE), INT, INT)),
+    notes=each(text),
+    root=text,
+    values=text,
+    example=example,
+    outputs=each(SHAPE),
+    program=each(text),
+)  # fmt: skip
+
+
+# -- what must fit together --------------------------------------------------------------------------------------------
+
+
+def _shrink(data: Data) -> None:
+    """Nothing grows in this version, and no layer is emptied."""
+    for name, (before, after) in data["sizes"].items():
+        if not min(before, 1) <= after <= before:
+            _fail(f"sizes[{name!r}][1]", f"a size from 1 to {before}", after)
+    for name, (before, after, _) in data["costs"].items():
+        if after > before:
+            _fail(f"costs[{name!r}][1]", f"a cost of at most {before}", after)
+
+
+def _keeps_promises(data: Data) -> None:
+    """Budgets hold, and no plan is worth more than its bound; floats were rounded when they were written."""
+    for name, (_, after, budget) in data["costs"].items():
+        if budget is not None and after > budget + 1e-9 * abs(budget):
+            _fail(f"costs[{name!r}][1]", f"a cost within the budget of {budget}", after)
+    certificate = data["certificate"]
+    value, bound = certificate["objective"], certificate["bound"]
+    if value > bound + 1e-6 * max(abs(value), abs(bound), 1):
+        _fail("certificate.objective", f"a value within the bound of {bound}", value)
+
+
+def _attributes_once(data: Data) -> None:
+    seen = set()
+    for k, (module, name, at, *_) in enumerate(data["attributes"]):
+        if (module, name, at) in seen:
+            _fail(f"attributes[{k}]", "each attribute once", [module, name, at])
+        seen.add((module, name, at))
+
+
+def _shapes_follow(data: Data) -> None:
+    """Indices lead from the shape before to the shape after; where there are none, nothing changes."""
+    for name in data["indices"]:
+        if name not in data["shapes"]:
+            _fail("shapes", f"an entry {name!r}, as indices have one", list(data["shapes"]))
+    for name, (before, after) in data["shapes"].items():
+        dims = data["indices"].get(name, {})
+        if len(before) != len(after):
+            _fail(f"shapes[{name!r}][1]", f"a shape of {len(before)} dims", after)
+        for d, (old, new) in enumerate(zip(before, after, strict=True)):
+            if str(d) not in dims and old != new:
+                _fail(f"shapes[{name!r}][1][{d}]", f"{old}, as indices[{name!r}] say nothing of dim {d}", new)
+        for key, found in dims.items():
+            where = f"indices[{name!r}][{key}]"
+            if int(key) >= len(before):
+                _fail(where, f"a dim of shape {before}", int(key))
+            _index_follows(where, found, int(key), before, after)
+
+
+def _index_follows(where: str, found: list[Any], dim: int, before: list[int], after: list[int]) -> None:
+    rows = rows_of(found)
+    if rows is found and (dim != 1 or after[0] % len(rows)):
+        _fail(where, f"one list, or in dim 1 one for each group of {after[0]} outputs", found)
+    for kept in rows:
+        if len(kept) != after[dim]:
+            _fail(where, f"{after[dim]} positions, as the shape after has", len(kept))
+        if kept and max(kept) >= before[dim]:
+            _fail(where, f"positions below {before[dim]}, the size before", max(kept))
+
+
+def rows_of(found: list[Any]) -> list[list[int]]:
+    """An index as one list per row; most have one."""
+    return found if found and isinstance(found[0], list) else [found]
+
+
+# -- units: what makes index lists agree -------------------------------------------------------------------------------
+#
+# `units` says for every entry of `indices` which unit stands at each old position, as runs: [3, 2, 4] is four positions
+# of unit 3, then four of unit 4. A unit is kept or removed wherever it stands, so the lists can be held against each
+# other. What stays keeps its order; where a shuffle changes that, the units in their new order follow as further runs.
+
+
+def runs(units: np.ndarray) -> list[list[int]]:
+    """Unit numbers as [first unit, how many units, positions of each].
+
+    >>> runs(np.array([3, 3, 4, 4, 7]))
+    [[3, 2, 2], [7, 1, 1]]
+    """
+    flat = units.reshape(-1)
+    starts = np.flatnonzero(np.diff(flat, prepend=-1))
+    found: list[list[int]] = []
+    for unit, n in zip(flat[starts].tolist(), np.diff(starts, append=len(flat)).tolist(), strict=True):
+        if found and found[-1][2] == n and sum(found[-1][:2]) == unit:
+            found[-1][1] += 1
+        else:
+            found.append([unit, 1, n])
+    return found
+
+
+def _expanded(coded: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.int64), *(np.repeat(np.arange(a, a + n), k) for a, n, k in coded)])
+
+
+class _Kept:
+    """One index list with the units that it moves."""
+
+    def __init__(self, data: Data, name: str, key: str) -> None:
+        self.where = f"indices[{name!r}][{key}]"
+        self.index = data["indices"][name][key]
+        self.rows = rows_of(self.index)
+        shape, coded = data["shapes"][name][0], data["units"][name][key]
+        size = shape[int(key)]
+        if not self._fits(coded, size, shape[0] if self.is_grouped else 1):
+            _fail(f"units[{name!r}][{key}]", f"runs of {size} positions{', by group' * self.is_grouped}", coded)
+        self.units = _expanded(coded[0]).reshape(-1, size)
+        self.order = _expanded(coded[1]).tolist() if len(coded) == 2 else None
+
+    def _fits(self, coded: Sequence[Sequence[Sequence[int]]], size: int, most: int) -> bool:
+        """As many positions as there are before, and then as many as stay; not more than memory takes."""
+        old, *new = (sum(n * k for _, n, k in c) for c in coded) if coded else (-1,)
+        whole_rows = size > 0 and old in range(size, size * most + 1, size)
+        return whole_rows and old <= 2**28 and new in ([], [sum(map(len, self.rows))])
+
+    @property
+    def is_grouped(self) -> bool:
+        return self.rows is self.index
+
+    def removed(self) -> np.ndarray:
+        """The units that go, as far as one list can tell: of groups it does not say which ones stay."""
+        return np.delete(self.units[0], self.index) if not self.is_grouped else np.empty(0, dtype=np.int64)
+
+    def check(self, removed: np.ndarray) -> None:
+        stays = ~np.isin(self.units, removed)
+        left = [k for k in range(len(stays)) if stays[k].any()] if self.is_grouped else [0]
+        wanted = [np.flatnonzero(stays[k]).tolist() for k in left]
+        if (self.rows if self.order is None else [sorted(r) for r in self.rows]) != wanted:
+            what = f"{reprlib.repr(wanted if self.is_grouped else wanted[0])}, that is what the other lists keep"
+            _fail(self.where, what + (", in this order" if self.order is None else ""), self.index)
+        found = [int(u) for k, r in zip(left, self.rows, strict=True) for u in self.units[k][r]]
+        if self.order is not None and found != self.order:
+            _fail(self.where, "the order that its units have", self.index)
+
+
+def _units_agree(data: Data) -> None:
+    """A unit stays wherever it stands, or nowhere."""
+    for name, dims in data["indices"].items():
+        if (own := data["units"].get(name, {})).keys() != dims.keys():
+            _fail(f"units[{name!r}]", f"the dims {list(dims)} of indices[{name!r}]", list(own))
+    if other := [name for name in data["units"] if name not in data["indices"]]:
+        _fail("units", "no entry that indices have not", other)
+    lists = [_Kept(data, name, key) for name, dims in data["indices"].items() for key in dims]
+    removed = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(x.removed() for x in lists)]))
+    for x in lists:
+        x.check(removed)
+
+
+AGREEMENTS = (_shrink, _keeps_promises, _attributes_once, _shapes_follow, _units_agree)
