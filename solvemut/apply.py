@@ -1,24 +1,26 @@
 """Apply: a plan changes modules and optimizer state in place, all or nothing.
 
 Every new tensor is built and checked first; then tensors are swapped inside the parameters the model and the optimizer
-already share, so that ties, hooks and parameter groups stay; then the changed model runs once on fake tensors. Whatever
-fails on the way, the old tensors, attributes and state are put back.
+already share, so that ties, hooks and parameter groups stay; then the changed model is held against the plan. Whatever
+fails on the way, Ctrl-C included, the old tensors, attributes and state are put back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .errors import PlanMismatchError, SolvemutError
-from .plan import AttributeChange, Index, PlanRecord
+from .errors import PlanMismatchError, RequestError, SolvemutError
+from .interrupts import deferred
+from .optimizers import Optimizers, check_optimizers, optimizers_of, reset_notice, state_steps
+from .plan import AttributeChange, PlanRecord
+from .slices import Change, Step, Undo, select
 from .verify import verify_program
-
-Undo = list[Callable[[], None]]
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 
 
 class Plan(PlanRecord):
@@ -33,7 +35,9 @@ class Plan(PlanRecord):
     ) -> nn.Module:
         """Change `model` and the state of `optimizer` in place, all or nothing; returns the model.
 
-        Raises PlanMismatchError, with nothing changed, if the plan was made for another model.
+        `optimizer` is one or a list of them; each of `followers` is a copy of the model that changes with it, such as a
+        torch.optim.swa_utils.AveragedModel. Raises PlanMismatchError, with nothing changed, if the plan was made for
+        another model, or an optimizer or a follower belongs to another.
         """
         return apply_plan(self, model, optimizer, followers, verify)
 
@@ -46,23 +50,56 @@ def apply_plan(
     verify: str | None = "program",
 ) -> nn.Module:
     """See `Plan.apply`."""
-    tensors = _tensors(model)
-    _check_model(plan, model, tensors)
-    assert optimizer is None or isinstance(optimizer, torch.optim.Optimizer)
-    _check_optimizer(plan, model, tensors, optimizer)
-    undo: Undo = []
-    try:
-        with torch.no_grad():
-            steps = _build(plan, tensors, optimizer)
-            for step in steps:
-                step(undo)
-            _set_attributes(plan, model, undo)
-            verify_program(plan, model, verify)
-    except BaseException:
-        for back in reversed(undo):
-            back()
-        raise
+    models = [model, *_followed(plan, model, followers)]
+    optimizers = optimizers_of(optimizer)
+    changes = _changes(plan, models)
+    check_optimizers(optimizers, changes, [p for m in models for p in m.parameters()], plan.root)
+    grad = torch.is_grad_enabled()
+    try:  # inference tensors could not be trained any more, so what is built is built outside inference mode
+        with deferred() as interrupts, torch.inference_mode(False), torch.no_grad():
+            _change(plan, models, optimizers, changes, verify, interrupts.poll)
+    finally:
+        torch.set_grad_enabled(grad)
     return model
+
+
+def _change(
+    plan: PlanRecord, models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer],
+    changes: Sequence[Change], verify: str | None, poll: Callable[[], None],
+) -> None:  # fmt: skip
+    """All steps, or none; an interrupt is heard at each `poll`."""
+    undo: Undo = []
+    notices = [n for optimizer in optimizers if (n := reset_notice(optimizer, changes))]
+    try:
+        steps = [_swap_of(change) for change in changes]
+        steps += [step for optimizer in optimizers for step in state_steps(optimizer, changes)]
+        for step in steps:
+            poll()
+            step(undo)
+        _set_attributes(plan, models, undo)
+        for k, model in enumerate(models):
+            poll()
+            with _about_follower(k - 1):
+                verify_program(plan, model, verify)
+        for notice in notices:
+            warnings.warn(notice, stacklevel=4)
+        poll()
+    except BaseException:
+        _put_back(undo)
+        raise
+
+
+def _put_back(undo: Undo) -> None:
+    """Every step back, the last first; an exception that comes from outside is raised when all is done."""
+    late: BaseException | None = None
+    for back in reversed(undo):
+        try:
+            back()
+        except BaseException as e:
+            late = e
+            back()
+    if late is not None:
+        raise late
 
 
 # -- checks before anything changes ------------------------------------------------------------------------------------
@@ -104,105 +141,82 @@ def _is_int_attribute(model: nn.Module, change: AttributeChange) -> bool:
     return isinstance(found, int) and not isinstance(found, bool)
 
 
-def _rows(index: Index) -> list[list[int]]:
-    """An index as one list per row; most have one."""
-    return index if index and isinstance(index[0], list) else [index]  # type: ignore[list-item, return-value]
+def _check_trainable(tensors: Mapping[str, torch.Tensor]) -> None:
+    wrong = [name for name, t in tensors.items() if t.is_inference()]
+    if wrong:
+        raise PlanMismatchError(
+            f"{len(wrong)} tensors ({wrong[0]}, ...) were built under torch.inference_mode: torch can neither change "
+            "nor train them; build the model outside of it"
+        )
 
 
-def _check_optimizer(
-    plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
-) -> None:
-    """Every state tensor must have its parameter's shape (or 1 in some dims), or be a scalar."""
-    if optimizer is None:
-        return
-    for name, (before, after) in plan.shapes.items():
-        if before == after and not plan.indices.get(name):
-            continue
-        for key, state in optimizer.state.get(tensors[name], {}).items():
-            if isinstance(state, torch.Tensor) and state.numel() > 1 and not _follows(state, before):
-                raise PlanMismatchError(
-                    f"the optimizer's {key} of {name} has shape {tuple(state.shape)}, which does not follow "
-                    f"{tuple(before)}; remove that state first"
-                )
+def _changes(plan: PlanRecord, models: Sequence[nn.Module]) -> list[Change]:
+    """What becomes of the tensors of the model and its followers, each tensor once."""
+    found: dict[int, Change] = {}
+    for k, model in enumerate(models):
+        tensors = _tensors(model)
+        with _about_follower(k - 1):
+            _check_trainable(tensors)
+            _check_model(plan, model, tensors)
+            for name, (before, after) in plan.shapes.items():
+                new = Change(name, tensors[name], plan.indices.get(name, {}), before, after)
+                same = found.setdefault(id(new.tensor), new)
+                if same is not new and same.moving != new.moving:
+                    raise PlanMismatchError(
+                        f"{same.name} and {name} are one tensor here, but were two where the plan was made"
+                    )
+    return [change for change in found.values() if change.moving]
 
 
-def _follows(state: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    return state.dim() == len(shape) and all(s in (1, n) for s, n in zip(state.shape, shape, strict=True))
+# -- followers ---------------------------------------------------------------------------------------------------------
+
+
+def _followed(plan: PlanRecord, model: nn.Module, followers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules among `followers`, or inside wrappers such as AveragedModel, that hold the plan's tensors."""
+    found = []
+    for k, follower in enumerate([followers] if isinstance(followers, nn.Module) else followers):
+        if not isinstance(follower, nn.Module):
+            raise RequestError(
+                f"followers[{k}] is a {type(follower).__name__}: give modules with the tensors of the model, such as "
+                "an AveragedModel of it"
+            )
+        inner = follower
+        while not _tensors(inner).keys() >= plan.shapes.keys() and isinstance(inside := _inside(inner), nn.Module):
+            inner = inside
+        if inner is model:
+            raise RequestError(f"followers[{k}] is the model itself, which changes anyway; leave it out")
+        found.append(inner)
+    return list(dict.fromkeys(found))
+
+
+def _inside(wrapper: nn.Module) -> Any:
+    return getattr(wrapper, "module", None)
+
+
+@contextlib.contextmanager
+def _about_follower(k: int) -> Iterator[None]:
+    """Errors within are about followers[k]; a negative k stands for the model."""
+    try:
+        yield
+    except SolvemutError as e:
+        if k < 0:
+            raise
+        raise type(e)(f"followers[{k}]: {e}") from e
 
 
 # -- building and swapping ---------------------------------------------------------------------------------------------
 
 
-def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
-    """The slices of a tensor that stay: a new tensor of the same dtype, device and memory format.
-
-    A dim of size 1 in a state tensor has nothing to select. For the input dim of a grouped convolution `dims[1]` has a
-    list for every group that stays, and `dims[0]` lists the output channels of these groups one after another.
-    """
-    out = tensor.detach()
-    for d in sorted(dims):
-        index = dims[d]
-        if index and isinstance(index[0], list):
-            out = _select_rows(out, d, _rows(index))
-        elif out.shape[d] > 1:
-            out = out.index_select(d, torch.tensor(index, device=out.device, dtype=torch.long))
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        return out.clone(memory_format=torch.channels_last)
-    return out.clone(memory_format=torch.contiguous_format)
+def _swap_of(change: Change) -> Step:
+    """The step that swaps a tensor and its gradient; the new ones exist before it runs."""
+    new = select(change.tensor, change.dims)
+    if tuple(new.shape) != tuple(change.after):
+        raise SolvemutError(f"{change.name} would become {tuple(new.shape)}, the plan says {tuple(change.after)}")
+    grad = None if change.tensor.grad is None else select(change.tensor.grad, change.dims)
+    return _swap(change.tensor, new, grad)
 
 
-def _select_rows(x: torch.Tensor, d: int, index: list[list[int]]) -> torch.Tensor:
-    """Dim 0 holds the rows one after another; each takes its own positions of dim d."""
-    if x.shape[d] == 1 and index != [[0]] * len(index):
-        return x
-    if x.shape[0] == 1:  # a factored state holds one row for all groups
-        if any(row != index[0] for row in index):
-            raise PlanMismatchError(
-                "a factored optimizer state of a grouped convolution cannot follow groups that keep different inputs; "
-                "remove that state first"
-            )
-        return x.index_select(d, torch.tensor(index[0], device=x.device))
-    per_row = x.shape[0] // len(index)
-    rows = torch.tensor(index, device=x.device).repeat_interleave(per_row, dim=0)  # [dim 0, kept]
-    rows = rows.reshape(rows.shape[0], *[1] * (d - 1), rows.shape[1], *[1] * (x.dim() - d - 1))
-    return x.gather(d, rows.expand(*[rows.shape[k] if k in (0, d) else x.shape[k] for k in range(x.dim())]))
-
-
-def _build(
-    plan: PlanRecord, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
-) -> list[Callable[[Undo], None]]:
-    """One step per tensor to swap; all new tensors exist before the first step runs."""
-    steps: list[Callable[[Undo], None]] = []
-    done: set[int] = set()
-    for name, dims in plan.indices.items():
-        tensor = tensors[name]
-        before, after = plan.shapes[name]
-        if id(tensor) in done or _is_identity(dims, before):
-            continue
-        done.add(id(tensor))
-        new = select(tensor, dims)
-        if tuple(new.shape) != tuple(after):
-            raise SolvemutError(f"{name} would become {tuple(new.shape)}, the plan says {tuple(after)}")
-        grad = None if tensor.grad is None else select(tensor.grad, dims)
-        steps.append(_swap(tensor, new, grad))
-        if optimizer is not None and tensor in optimizer.state:
-            state = optimizer.state[tensor]
-            moved = {
-                k: select(s, dims) for k, s in state.items() if isinstance(s, torch.Tensor) and _has_dims(s, before)
-            }
-            steps.append(_swap_state(state, moved))
-    return steps
-
-
-def _has_dims(state: torch.Tensor, before: tuple[int, ...]) -> bool:
-    return state.numel() > 1 and _follows(state, before)
-
-
-def _is_identity(dims: Mapping[int, Index], before: tuple[int, ...]) -> bool:
-    return all(not any(row != list(range(before[d])) for row in _rows(index)) for d, index in dims.items())
-
-
-def _swap(tensor: torch.Tensor, new: torch.Tensor, grad: torch.Tensor | None) -> Callable[[Undo], None]:
+def _swap(tensor: torch.Tensor, new: torch.Tensor, grad: torch.Tensor | None) -> Step:
     def step(undo: Undo) -> None:
         old, old_grad = tensor.data, tensor.grad
 
@@ -229,32 +243,41 @@ def _set(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) ->
     tensor.grad = grad
 
 
-def _swap_state(state: dict[str, Any], moved: dict[str, torch.Tensor]) -> Callable[[Undo], None]:
-    def step(undo: Undo) -> None:
-        old = {k: state[k] for k in moved}
-        undo.append(lambda: state.update(old))
-        state.update(moved)
-
-    return step
-
-
 # -- attributes --------------------------------------------------------------------------------------------------------
 
 
-def _set_attributes(plan: PlanRecord, model: nn.Module, undo: Undo) -> None:
-    for change in plan.attributes:
-        _set_attribute(model, change, undo)
-    for module in model.modules():
-        for kind, follow in ATTRIBUTES:
-            if isinstance(module, kind):
-                for name, value in follow(module).items():
-                    if value is not None and getattr(module, name, value) != value:
-                        _assign(module, name, value, undo)
+def _set_attributes(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> None:
+    done: set[tuple[int, str, int | None]] = set()  # a follower may share a module with the model
+    for k, model in enumerate(models):
+        with _about_follower(k - 1):
+            for change in plan.attributes:
+                key = (id(_module(model, change)), change.name, change.index)
+                if key not in done:
+                    _set_attribute(model, change, undo)
+                done.add(key)
+        for module in model.modules():
+            _repeat_sizes(module, undo)
+
+
+def _repeat_sizes(module: nn.Module, undo: Undo) -> None:
+    """Attributes of torch's own layers follow the shapes of the parameters."""
+    for kind, follow in ATTRIBUTES:
+        if isinstance(module, kind):
+            for name, value in follow(module).items():
+                if value is not None and getattr(module, name, value) != value:
+                    _assign(module, name, value, undo)
+
+
+def _module(model: nn.Module, change: AttributeChange) -> nn.Module:
+    try:
+        return model.get_submodule(change.module)
+    except AttributeError as e:
+        raise PlanMismatchError(f"the plan changes the module {change.module}, which this model does not have") from e
 
 
 def _set_attribute(model: nn.Module, change: AttributeChange, undo: Undo) -> None:
+    module = _module(model, change)
     try:
-        module = model.get_submodule(change.module)
         old = getattr(module, change.name)
         now = old if change.index is None else old[change.index]
     except (AttributeError, IndexError, TypeError) as e:

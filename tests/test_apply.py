@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import json
 from typing import Any
 
@@ -408,14 +409,15 @@ def failing_after(k: int, function: Any) -> tuple[Any, list[int]]:
     return wrapped, calls
 
 
-STEPS = ("select", "_swap", "_swap_state", "_set_attributes", "_assign", "verify_program")
+STEPS = ("apply.select", "optimizers.select", "apply._swap", "optimizers._swap_state", "apply._set_attributes",
+         "apply._assign", "apply.verify_program")  # fmt: skip
 
 
 @pytest.mark.parametrize("where", STEPS)
 def test_failure_at_every_step_changes_nothing(where, monkeypatch):
     """Each function of the way is made to fail at its first, second, ... call, until apply comes through."""
-    import solvemut.apply as room
-
+    room_name, where = where.split(".")
+    room = importlib.import_module(f"solvemut.{room_name}")
     model, args = training_set("ResNeXt")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     step(model, args, optimizer)
