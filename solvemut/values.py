@@ -6,19 +6,21 @@ A metric gives a number to every position of every parameter dim; `unit_values` 
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from .coupling import Coupling
 from .errors import ValuesError
 from .graph import Graph, Vertex
+from .interrupts import deferred
 from .labels import FIXED
 
 NORMALISE = ("mean", "max", "sum", "l2", None)
@@ -85,10 +87,13 @@ def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize:
 
         def contribution(name: str, w: torch.Tensor) -> torch.Tensor | None:
             grad = tensors[name].grad
-            return None if grad is None else w * grad
+            return None if grad is None else w * wide(grad)
 
-        for _ in _gradients(model, batches, loss):
+        def add() -> None:
+            nonlocal total
             total = total + _over_slices(model, graph, contribution, np.abs)
+
+        _each_batch(model, batches, loss, add)
         return np.asarray(total)
 
     return Metric("taylor(batches, loss)", score, normalize)
@@ -136,7 +141,8 @@ def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
     if values is None:
         values = magnitude()
     if isinstance(values, Metric):
-        found = normalised(values.score(model, graph), graph.coupling, values.normalize)
+        with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
+            found = normalised(values.score(model, graph), graph.coupling, values.normalize)
     elif isinstance(values, Mapping):
         found = _from_vertices(
             graph, {graph[k].name: v for k, v in values.items()}, f"values of {len(values)} vertices"
@@ -201,7 +207,10 @@ def _over_slices(
     contribution: Callable[[str, torch.Tensor], torch.Tensor | None],
     finish: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Sum over all parameter dims with units: `contribution` summed within a slice, then `finish`, per position."""
+    """Sum over all parameter dims with units: `contribution` summed within a slice, then `finish`, per position.
+
+    A score is proportional to its parameter, so it is computed of wide numbers near 1 and scaled back exactly.
+    """
     coupling = graph.coupling
     total = np.zeros(coupling.n_units)
     tensors = dict(model.named_parameters(remove_duplicate=False))
@@ -209,7 +218,9 @@ def _over_slices(
         p = coupling.trace.params.get(value)
         if p is None or p.kind != "parameter":
             continue
-        c = contribution(p.name, tensors[p.name].detach())
+        w = wide(tensors[p.name].detach())
+        scale = _power_of_two(w)
+        c = contribution(p.name, w / scale)
         if c is None:
             continue
         units = coupling.units(extent)
@@ -218,25 +229,37 @@ def _over_slices(
             c = c.reshape(g, c.shape[0] // g, *c.shape[1:]).movedim(2, 1).flatten(2).sum(2)
         else:
             c = c.movedim(dim, 0).reshape(units.size, -1).sum(1)
-        scores = finish(c.double().cpu().numpy())
+        scores = scale * finish(c.cpu().numpy())
         np.add.at(total, units.reshape(-1), scores.reshape(-1))
     return total
 
 
-@contextlib.contextmanager
-def _kept_gradients(model: nn.Module) -> Iterator[None]:
-    """Leave .grad, buffers, mode and the random state as they were."""
+def wide(t: torch.Tensor) -> torch.Tensor:
+    """In double precision, where squares of all that fits a narrower type are exact enough, none zero or infinite."""
+    if t.layout is not torch.strided:
+        t = t.to_dense()
+    if t.device.type == "mps":  # has no doubles
+        t = t.cpu()
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)
+
+
+def _power_of_two(w: torch.Tensor) -> float:
+    """A power of two no larger than the largest entry; 1 if there is none to speak of."""
+    largest = float(w.abs().max()) if w.numel() else 0.0
+    return 2.0 ** (math.frexp(largest)[1] - 1) if 0 < largest < math.inf else 1.0
+
+
+# -- running the model -------------------------------------------------------------------------------------------------
+
+
+def _kept_state(model: nn.Module) -> Callable[[], None]:
+    """A function that gives back .grad, requires_grad, buffers and modes as they are now."""
     grads = [(p, p.grad) for p in model.parameters()]
     needs = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     training = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        for p, _ in needs:
-            p.requires_grad_(p.is_floating_point())
-        with torch.random.fork_rng(), torch.enable_grad():
-            yield
-    finally:
+
+    def give_back() -> None:
         for p, g in grads:
             p.grad = g
         for p, need in needs:
@@ -246,6 +269,8 @@ def _kept_gradients(model: nn.Module) -> Iterator[None]:
                 b.copy_(saved)
         for m, mode in training:
             m.training = mode
+
+    return give_back
 
 
 def _value_of(loss: Callable[..., torch.Tensor], model: nn.Module, batch: Any) -> torch.Tensor:
@@ -265,22 +290,50 @@ def _value_of(loss: Callable[..., torch.Tensor], model: nn.Module, batch: Any) -
     )
 
 
-def _gradients(model: nn.Module, batches: Iterable[Any], loss: Callable[..., torch.Tensor]) -> Iterator[int]:
-    """Run the loss and its gradients batch by batch."""
+def _each_batch(
+    model: nn.Module, batches: Iterable[Any], loss: Callable[..., torch.Tensor], use: Callable[[], None]
+) -> int:
+    """Run the loss and its gradients batch by batch, `use` after each, and leave the model as it was; how many."""
     n = 0
-    with _kept_gradients(model):
-        for n, batch in enumerate(batches, 1):
+    grad = torch.is_grad_enabled()
+    with deferred() as interrupts:
+        give_back = _kept_state(model)
+        try:
+            model.eval()
             for p in model.parameters():
-                p.grad = None
-            found = _value_of(loss, model, batch)
-            if not isinstance(found, torch.Tensor) or found.numel() != 1:
-                raise ValuesError("the loss must return a scalar tensor")
-            if not torch.isfinite(found):
-                raise ValuesError(f"the loss on batch {n} is {float(found.detach())}")
-            found.backward()
-            yield n
+                p.requires_grad_(p.is_floating_point())
+            with torch.random.fork_rng(), torch.enable_grad(), interrupts.allowed():
+                for n, batch in enumerate(batches, 1):
+                    _backward(model, _plain(batch), loss, n)
+                    use()
+        finally:
+            give_back()
+            torch.set_grad_enabled(grad)
     if n == 0:
         raise ValuesError("the data iterator gave no batch: an iterator that was used up, or an empty loader?")
+    return n
+
+
+def _plain(batch: Any) -> Any:
+    """Tensors made in inference mode cannot be part of a backward pass; their copies can."""
+    if not any(map(_is_inference, pytree.tree_leaves(batch))):
+        return batch
+    return pytree.tree_map(lambda x: x.clone() if _is_inference(x) else x, batch)
+
+
+def _is_inference(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_inference()
+
+
+def _backward(model: nn.Module, batch: Any, loss: Callable[..., torch.Tensor], n: int) -> None:
+    for p in model.parameters():
+        p.grad = None
+    found = _value_of(loss, model, batch)
+    if not isinstance(found, torch.Tensor) or found.numel() != 1:
+        raise ValuesError("the loss must return a scalar tensor")
+    if not torch.isfinite(found):
+        raise ValuesError(f"the loss on batch {n} is {float(found.detach())}")
+    found.backward()
 
 
 def _activation_scores(
@@ -302,25 +355,30 @@ def _activation_scores(
 
         return hook
 
-    total, n = np.zeros(graph.coupling.n_units), 0
-    try:
-        handles = [modules[name].register_forward_hook(record(name)) for name in places]
-        for n in _gradients(model, batches, loss):  # noqa: B007
-            for name, outs in seen.items():
-                units, axis = places[name]
-                for out in outs:
-                    if out.grad is not None:
-                        np.add.at(total, units, _taylor_of(out, axis))
-            seen.clear()
-    finally:
-        for h in handles:
-            h.remove()
-    return total / max(n, 1)
+    total = np.zeros(graph.coupling.n_units)
+
+    def add() -> None:
+        for name, outs in seen.items():
+            units, axis = places[name]
+            for out in outs:
+                if out.grad is not None:
+                    np.add.at(total, units, _taylor_of(out, axis))
+        seen.clear()
+
+    with deferred():
+        try:
+            for name in places:
+                handles.append(modules[name].register_forward_hook(record(name)))
+            n = _each_batch(model, batches, loss, add)
+        finally:
+            for h in handles:
+                h.remove()
+    return total / n
 
 
 def _taylor_of(out: torch.Tensor, axis: int) -> np.ndarray:
     """Per unit: |mean over positions of activation * gradient|, averaged over the batch (dim 0, unless it is units)."""
     assert out.grad is not None
-    c = (out.detach() * out.grad).movedim(axis, -1)
+    c = (wide(out.detach()) * wide(out.grad)).movedim(axis, -1)
     batch = c.shape[0] if c.ndim > 1 else 1
-    return c.reshape(batch, -1, c.shape[-1]).mean(1).abs().mean(0).double().cpu().numpy()
+    return c.reshape(batch, -1, c.shape[-1]).mean(1).abs().mean(0).cpu().numpy()

@@ -327,3 +327,81 @@ def test_metrics_in_low_precision(dtype):
     v = unit_values(sm.values.magnitude(normalize=None), model, graph)
     wanted = unit_values(sm.values.magnitude(normalize=None), model.double(), sm.capture(model, example()))
     np.testing.assert_allclose(v, wanted, rtol=0.02)
+
+
+# -- numbers of every size ---------------------------------------------------------------------------------------------
+
+
+def wide_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).double()
+
+
+def both(model: nn.Module, x: torch.Tensor, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a model, and those of its copy in double precision."""
+    twin = wide_copy(model)
+    y = x.double() if x.is_floating_point() else x
+    return unit_values(values, model, sm.capture(model, x)), unit_values(values, twin, sm.capture(twin, y))
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 12])
+@pytest.mark.parametrize(("dtype", "size"), [
+    (torch.float16, 1e-4), (torch.float16, 1e-6), (torch.float16, 3e4), (torch.bfloat16, 1e-30),
+    (torch.bfloat16, 1e30), (torch.float32, 1e-30), (torch.float32, 1e25), (torch.float32, 1e-44),
+    (torch.float64, 1e-200), (torch.float64, 1e200),
+])  # fmt: skip
+def test_magnitude_of_numbers_whose_squares_do_not_fit(dtype, size, p):
+    """Each value is as the definition has it, with numbers that fit."""
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)
+    with torch.no_grad():
+        for i, t in enumerate(model.parameters()):
+            t.copy_((torch.arange(1, t.numel() + 1).reshape(t.shape).double() / t.numel() + i / 8) * size)
+    graph = sm.capture(model, torch.ones(1, 3, dtype=dtype))
+    found = unit_values(sm.values.magnitude(p=p, normalize=None), model, graph)[graph["0"].units] / size
+    w, b, v = (t.detach().double() / size for t in list(model.parameters())[:3])
+    slices = [w, b.unsqueeze(1), v.t()]
+    wanted = sum((s.abs() ** p).sum(1) ** (1 / p) for s in slices)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9)
+    assert len(set(found)) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("metric", ["taylor", "activation", "bn_scale"])
+def test_other_metrics_take_no_products_in_low_precision(metric, dtype):
+    """Weights and gradients fit fp16, their products do not."""
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 2, bias=False)).to(dtype)
+    with torch.no_grad():
+        for t in model.parameters():
+            t.copy_(torch.arange(1, t.numel() + 1).reshape(t.shape) * 2.0**-11)
+    x = torch.ones(1, 4, dtype=dtype)
+
+    def small_loss(m: nn.Module, b: torch.Tensor) -> torch.Tensor:
+        return m(b).sum() * 2.0**-6
+
+    made = sm.values.bn_scale() if metric == "bn_scale" else getattr(sm.values, metric)([x], small_loss)
+    graph = sm.capture(model, x)
+    values = unit_values(made, model, graph)[graph["0"].units]
+    assert (values > 0).all() and len(set(values)) == 8 and (np.diff(values) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_weights_of_eight_bits(name):
+    """They are valued, and follow a plan with their bytes as they are."""
+
+    class Eight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.a.weight = nn.Parameter(self.a.weight.detach().to(getattr(torch, name)), requires_grad=False)
+
+        def forward(self, x):
+            return self.b(nn.functional.linear(x, self.a.weight.to(x.dtype), self.a.bias).relu())
+
+    model, x = Eight(), torch.ones(1, 4)
+    found, wanted = both(model, x, sm.values.magnitude())
+    np.testing.assert_allclose(found, wanted)
+    assert len(set(found)) > 5
+    before = model.a.weight.detach().clone().view(torch.uint8)
+    plan = sm.prune(model, x, params=0.6)
+    assert torch.equal(model.a.weight.view(torch.uint8), before[plan.indices["a.weight"][0]])
+    assert model.a.weight.dtype == getattr(torch, name) and len(plan.indices["a.weight"][0]) < 8
+    model(x).sum().backward()
