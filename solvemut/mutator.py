@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from .apply import Optimizers, Plan
 from .constraints import budget_of, flat
 from .coupling import couple
-from .errors import RequestError, UnsupportedOpError
+from .errors import CaptureError, RequestError, UnsupportedOpError
 from .graph import Graph
+from .interrupts import deferred
 from .problem import Problem
 from .tracing import example_text, trace_module
 from .values import Values
@@ -34,7 +36,13 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     args = args if isinstance(args, tuple) else (args,)
     if not isinstance(model, nn.Module):
         raise RequestError(f"capture takes a torch.nn.Module, not {type(model).__name__}")
-    trace = trace_module(model, args, kwargs)
+    if any(p.is_inference() for p in model.parameters()):
+        raise CaptureError(
+            f"{type(model).__name__} was built under torch.inference_mode: torch can neither export nor train its "
+            "parameters; build the model outside of it"
+        )
+    with torch.inference_mode(False):
+        trace = trace_module(model, args, kwargs)
     graph = Graph(trace, couple(trace), example_text(args, kwargs), model)
     missing = graph.coupling.facts.unsupported
     if missing:
@@ -108,9 +116,10 @@ class Mutator:
 
     def apply(self, plan: Plan, verify: str | None = "program") -> Plan:
         """Apply a plan that was made for the present graph."""
-        plan.apply(self.model, self.optimizer, self.followers, verify)
-        if plan.graph is not None:
-            self.graph = replace(plan.graph, model=self.model)
+        with deferred():  # an interrupt finds the graph of the model as it is
+            plan.apply(self.model, self.optimizer, self.followers, verify)
+            if plan.graph is not None:
+                self.graph = replace(plan.graph, model=self.model)
         return plan
 
     def copy(self) -> Mutator:

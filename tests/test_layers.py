@@ -37,15 +37,19 @@ LAYERS: dict[str, set[str]] = {
     "provenance": {"trace"},
     "modules": set(),
     "tracing": {"modules", "provenance"},
-    "values": {"graph"},
+    "values": {"graph", "interrupts"},
     "verify": {"modules", "plan"},
-    "apply": {"plan", "verify"},
+    "interrupts": set(),
+    "slices": {"plan"},
+    "optimizers": {"slices"},
+    "apply": {"interrupts", "optimizers", "verify"},
     "problem": {"apply", "compile", "progress", "resize", "values"},
     "edits": {"apply", "compile"},
     "builder": set(),
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"modules", "problem", "provenance", "tracing", "values", "verify", "apply", "edits", "builder", *FACADES}
+TORCH = {"modules", "problem", "provenance", "tracing", "values", "verify", "slices", "optimizers", "apply", "edits",
+         "builder", *FACADES}  # fmt: skip
 ORTOOLS = {"solver", "program"}
 
 
