@@ -68,3 +68,29 @@ def deferred() -> Iterator[Interrupts]:
     finally:
         signal.signal(signal.SIGINT, now)
         interrupts.poll()
+
+
+class Heard:
+    """Within it Ctrl-C raises as ever, and is remembered: Python drops what is raised while an object is collected."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self.previous: Any = None
+
+    def __enter__(self) -> Heard:
+        now = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(now):
+            self.previous = now
+            signal.signal(signal.SIGINT, self)
+        return self
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.previous(number, frame)
+        except KeyboardInterrupt:
+            self.heard = True
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)

@@ -91,11 +91,14 @@ class Mutator:
         seed: int = 0,
         progress: bool | None = None,
         verify: str | None = "program",
+        on_interrupt: str = "raise",
     ) -> Plan:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
         Budgets: a number in (0, 1] is a fraction of the present, a larger one absolute. `constraints` may be a list of
-        requests, or a function from the graph to such a list.
+        requests, or a function from the graph to such a list. Ctrl-C during the solve changes nothing: it raises
+        KeyboardInterrupt, or with on_interrupt="return" hands back the best plan found by then, not applied, its status
+        "interrupted".
         """
         if memory is not None or latency is not None:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
@@ -111,8 +114,8 @@ class Mutator:
         for cost, limit in ((self.graph.flops, flops), (self.graph.params, params)):
             if limit is not None:
                 problem.add(budget_of(cost, limit))
-        plan = problem.solve(time_limit, gap, seed, progress)
-        return plan if dry_run else self.apply(plan, verify)
+        plan = problem.solve(time_limit, gap, seed, progress, on_interrupt)
+        return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify)
 
     def apply(self, plan: Plan, verify: str | None = "program") -> Plan:
         """Apply a plan that was made for the present graph."""

@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 
 from .apply import Plan
+from .arguments import one_of
 from .compile import Compiler, TooManySizes
 from .constraints import Budget, Cost, Request, flat, owners
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
+from .interrupts import Heard
 from .plan import AttributeChange, PlanCost, as_lists
 from .planfile import runs
-from .program import Solution
+from .program import Progress, Solution
 from .progress import Reporter
 from .resize import Resized, resize
 from .trace import Size
 from .values import Metric, Values, magnitude, unit_values
+
+INTERRUPTS = ("raise", "return")
 
 
 class Problem:
@@ -72,24 +76,46 @@ class Problem:
         self.multiple = k
 
     def solve(
-        self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0, progress: bool | None = None
+        self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0, progress: bool | None = None,
+        on_interrupt: str = "raise",
     ) -> Plan:  # fmt: skip
         """The best plan found within `time_limit` seconds, proven to the relative `gap` asked for unless time is up.
 
-        Raises InfeasibleError with the smallest conflict, TimeLimitError if no plan was found in time.
+        Raises InfeasibleError with the smallest conflict, TimeLimitError if no plan was found in time. Ctrl-C raises
+        KeyboardInterrupt; with on_interrupt="return" it ends the search with the best plan found by then, if there is
+        one, of status "interrupted".
         """
+        one_of(on_interrupt, "on_interrupt", INTERRUPTS)
+        with Heard() as ctrl_c:
+            plan, interrupted = self._solve(time_limit, gap, seed, progress, ctrl_c)
+        if not interrupted and not ctrl_c.heard:
+            return plan
+        if on_interrupt == "raise":
+            raise KeyboardInterrupt("the solve was interrupted; nothing was changed")
+        note = f"interrupted after {plan.seconds:.1f} s: the best plan found by then"
+        return replace(plan, status="interrupted", notes=(note, *plan.notes))
+
+    def _solve(
+        self, time_limit: float, gap: float, seed: int, progress: bool | None, ctrl_c: Heard
+    ) -> tuple[Plan, bool]:  # fmt: skip
+        """The plan, and whether Ctrl-C ended the search."""
         start = time.perf_counter()
         value = unit_values(self.values, self.graph.model, self.graph)
         compiler = self._compiler(value)
         spent = time.perf_counter() - start
         left = max(0.05 * time_limit, time_limit - 1.3 * spent)  # drawing up the plan takes less than compiling did
         with Reporter(progress) as reporter:
+
+            def callback(progress: Progress) -> bool:
+                reporter(progress)
+                return ctrl_c.heard
+
             try:
-                solution = compiler.program.solve(time_limit=left, gap=gap, seed=seed, callback=reporter)
+                solution = compiler.program.solve(time_limit=left, gap=gap, seed=seed, callback=callback)
             except InfeasibleError as e:
                 raise self._explained(e, value, time_limit) from None
         kept = compiler.decode(solution)
-        return self._plan(solution, kept, compiler, time.perf_counter() - start)
+        return self._plan(solution, kept, compiler, time.perf_counter() - start), solution.interrupted
 
     def _compiler(self, value: np.ndarray, join_requests: bool = True) -> Compiler:
         """A compiled program. Where a cost is a product of three sizes that change apart, one of them is kept."""
@@ -110,7 +136,8 @@ class Problem:
         compiler = self._compiler(value, join_requests=False)  # equations that were asked for can be named too
         with contextlib.suppress(TimeLimitError):
             try:
-                compiler.program.solve(time_limit=time_limit, gap=1.0)
+                if compiler.program.solve(time_limit=time_limit, gap=1.0).interrupted:
+                    raise KeyboardInterrupt
             except InfeasibleError as e:
                 error = e
         lines = []

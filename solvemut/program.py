@@ -249,8 +249,9 @@ class Program:
         """The best choice, proven to the relative ``gap`` asked for unless the time limit (seconds) is reached.
 
         ``callback`` is given a :class:`Progress` as the search goes on, and stops it by returning True; so does
-        Ctrl-C: either way the incumbent comes back, its status "feasible". Raises InfeasibleError with the smallest
-        conflict, or TimeLimitError where time ran out with nothing found.
+        Ctrl-C: either way the incumbent comes back, its status "feasible", and ``interrupted`` says whether it was
+        Ctrl-C. Raises InfeasibleError with the smallest conflict, TimeLimitError where time ran out with nothing found,
+        KeyboardInterrupt where Ctrl-C came before anything was.
         """
         options = driver.Options(float(time_limit), number(gap), int(seed), callback, engine)
         if options.time_limit <= 0 or options.gap < 0:

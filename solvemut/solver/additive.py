@@ -54,14 +54,7 @@ def solve(request: Request) -> Answer:
         answer = search.solve(request)
         answer.engine = answer.engine or "price"
         return answer
-    run = _Run(request, reduced, seen)
-    try:
-        return run.solve()
-    except KeyboardInterrupt:
-        request.clock.stop()
-        if run.answer.choice is None:
-            raise
-        return run.answer
+    return _Run(request, reduced, seen).solve()
 
 
 @dataclass(eq=False)

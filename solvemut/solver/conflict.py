@@ -22,6 +22,8 @@ def explain(statement: Statement, options: Options, found: Infeasible) -> Infeas
     conflict = finder.minimal()
     smallest = finder.smallest(conflict) if finder.sure else {}
     confirmed = finder.confirmed(conflict)
+    if finder.clock.interrupted:
+        raise KeyboardInterrupt
     return InfeasibleError(_message(statement, conflict, smallest, finder.sure, confirmed), conflict, smallest)
 
 

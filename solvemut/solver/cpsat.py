@@ -281,28 +281,34 @@ def floor_of(value: float) -> int | None:
 
 
 def in_thread(work: Callable[[], Any], stop: Callable[[], None], request: Request) -> Any:
-    """Run a solve beside the main thread, so that Ctrl-C and callbacks work while it runs."""
+    """Run a solve beside the main thread, so that Ctrl-C and callbacks work while it runs.
+
+    It is waited for by an event: a Thread.join that Ctrl-C breaks off takes a running thread for ended (CPython 3.11).
+    """
     result: list[Any] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             result.append(work())
         except BaseException as error:
             result.append(error)
+        done.set()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    asked = False
-    while thread.is_alive():
+    threading.Thread(target=run, daemon=True).start()
+    while not done.is_set():
         try:
-            thread.join(0.05)
-            if thread.is_alive():
-                request.tick()
+            _watch(done, stop, request)
         except KeyboardInterrupt:
-            request.clock.stop()
-        if request.clock.over and thread.is_alive() and not asked and request.clock.stopped:
-            stop()
-            asked = True
+            request.clock.interrupt()
     if isinstance(result[0], BaseException):
         raise result[0]
     return result[0]
+
+
+def _watch(done: threading.Event, stop: Callable[[], None], request: Request) -> None:
+    """Report while a solve runs, and stop it when that is asked for; again and again, as it may not have begun yet."""
+    while not done.wait(0.05):
+        request.tick()
+        if request.clock.stopped:
+            stop()

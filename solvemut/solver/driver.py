@@ -75,7 +75,7 @@ class Search:
             if self.options.callback(progress) is True:
                 self.clock.stop()
         except KeyboardInterrupt:
-            self.clock.stop()
+            self.clock.interrupt()
 
 
 def solve(statement: Statement, options: Options, clock: Clock | None = None) -> Solution:
@@ -92,8 +92,10 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
         model = statement.model(stage, rows=rows)
         if answers:
             start = [choice for choice in [answers[-1].choice] if choice is not None]
-        answer = _solve_stage(search, model, auto.named(options.engine), start)
+        answer = _stopped_or_solved(search, model, auto.named(options.engine), start)
         solver = answer.engine or options.engine
+        if clock.interrupted and answer.choice is None:
+            raise KeyboardInterrupt
         if answer.infeasible and not answers:
             raise Infeasible(solver, clock)
         if answer.choice is None:
@@ -140,6 +142,20 @@ def _first(statement: Statement, model: Model, request: Request, start: Sequence
     return first
 
 
+def _stopped_or_solved(
+    search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]
+) -> Answer:
+    """A stage's answer; where Ctrl-C was pressed, what was known by then, or what the stage began with."""
+    try:
+        return _solve_stage(search, model, engine, start)
+    except KeyboardInterrupt:
+        search.clock.interrupt()
+        known = replace(search.known)
+        if known.choice is None and search.stage > 0:
+            known.choice, known.value = start[0], model.objective.at(start[0])
+        return known
+
+
 def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]) -> Answer:
     options = search.options
     request = Request(model, search.clock, options.gap, options.seed, tick=search.tick)
@@ -181,6 +197,7 @@ def _solution(statement: Statement, options: Options, answers: list[Answer], clo
     return Solution(
         choices={width.name: width.levels[k] for width, k in zip(statement.widths, choice, strict=True)},
         status="optimal" if proven else "feasible",
+        interrupted=clock.interrupted,
         objectives=tuple(map(total, objectives)),
         bounds=tuple(map(total, bounds)),
         gaps=tuple(map(nearest, gaps)),

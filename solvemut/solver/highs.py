@@ -226,22 +226,22 @@ def _beside(work: Any, request: Request) -> Any:
     HiGHS cannot be asked to stop, and looks at its own time limit now and then only: its thread is left behind.
     """
     result: list[Any] = []
+    done = threading.Event()
 
     def run() -> None:
         # MathOpt's errors may come as an AttributeError: its own handler asks a status for a field it does not have
         with contextlib.suppress(Exception):
             result.append(work())
+        done.set()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     patience = Clock(request.clock.left + GRACE)
-    while thread.is_alive() and not request.clock.stopped and not patience.over:
+    while not done.is_set() and not request.clock.stopped and not patience.over:
         try:
-            thread.join(0.05)
-            if thread.is_alive():
+            if not done.wait(0.05):
                 request.tick()
         except KeyboardInterrupt:
-            request.clock.stop()
+            request.clock.interrupt()
     return result[0] if result else None
 
 
@@ -257,8 +257,8 @@ def kept_quiet() -> Iterator[None]:
             return
         stack.callback(os.close, saved)
         held = stack.enter_context(tempfile.TemporaryFile())
-        os.dup2(held.fileno(), 1)
         try:
+            os.dup2(held.fileno(), 1)
             yield
         finally:
             _flush()

@@ -112,21 +112,38 @@ class Model:
         return product
 
 
+@dataclass
+class Asked:
+    """Whether somebody asked to stop, and whether by Ctrl-C."""
+
+    stopped: bool = False
+    interrupted: bool = False
+
+
 class Clock:
     """When to stop: a deadline, or somebody asking to. Parts of a clock share the asking."""
 
-    def __init__(self, limit: float, asked: list[bool] | None = None) -> None:
+    def __init__(self, limit: float, asked: Asked | None = None) -> None:
         self.limit, self.start = limit, monotonic()
-        self._asked = [False] if asked is None else asked
+        self._asked = Asked() if asked is None else asked
 
     def stop(self) -> None:
         """Stop this clock and all it is part of."""
-        self._asked[0] = True
+        self._asked.stopped = True
+
+    def interrupt(self) -> None:
+        """Stop, and remember that it was for Ctrl-C: whoever catches a KeyboardInterrupt says so here."""
+        self._asked.interrupted = self._asked.stopped = True
 
     @property
     def stopped(self) -> bool:
         """Whether somebody asked to stop."""
-        return self._asked[0]
+        return self._asked.stopped
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._asked.interrupted
 
     @property
     def seconds(self) -> float:

@@ -67,11 +67,6 @@ class _Search:
             return self._rounds(self.base)
         except Interrupted:
             return self.answer
-        except KeyboardInterrupt:
-            self.request.clock.stop()
-            if self.answer.choice is None:
-                raise
-            return self.answer
 
     def _rounds(self, model: Model) -> Answer:
         while True:

@@ -43,6 +43,7 @@ class Solution:
 
     ``status`` is "optimal" where the gap asked for is proven in every stage, else "feasible". ``objective`` and
     ``bound`` are ints where they are whole numbers, else the nearest floats; ``costs`` are exact (int or Fraction).
+    ``interrupted`` tells that Ctrl-C ended the search.
     """
 
     choices: Mapping[str, int]
@@ -57,6 +58,7 @@ class Solution:
     choice: Choice = field(repr=False)
     exact_objectives: tuple[Number, ...] = field(repr=False)
     exact_bounds: tuple[Number, ...] = field(repr=False)
+    interrupted: bool = False
 
     @property
     def objective(self) -> int | float:
@@ -113,7 +115,7 @@ class Solution:
     def __str__(self) -> str:
         lines = [
             f"{self.status}: objective {_short(self.objective)}, bound {_short(self.bound)}, gap {self.gap:.2e}, "
-            f"{self.seconds:.2f} s by {self.solver}"
+            f"{self.seconds:.2f} s by {self.solver}" + (", interrupted" if self.interrupted else "")
         ]
         for name, cost in self.costs.items():
             budget = self.statement.budgets.get(name)

@@ -20,7 +20,7 @@ def k_best(statement: Statement, k: int, options: Options) -> list[Solution]:
     """Solve, exclude the choice found, solve again."""
     clock = Clock(options.time_limit)
     found: list[Solution] = []
-    while len(found) < k:
+    while len(found) < k and not (found and found[-1].interrupted):
         extra = tuple(exclude(statement, solution.choice) for solution in found)
         try:
             found.append(_next(statement, replace(options, extra=extra), clock))
@@ -61,6 +61,8 @@ def frontier(statement: Statement, resource: str, points: int, options: Options)
         budgets[resource] = Budget(None, lower)
     free = replace(statement, budgets=budgets)
     loosest = driver.solve(free, options, clock.part(clock.left / (points + 1)))
+    if loosest.interrupted:
+        return [loosest]
     cheapest = _cheapest(free, resource, options, clock.part(clock.left / points))
     high, low = loosest.costs.get(resource, 0), cheapest.costs.get(resource, 0)
     found = [loosest]
@@ -69,6 +71,8 @@ def frontier(statement: Statement, resource: str, points: int, options: Options)
         point = replace(free, budgets={**budgets, resource: Budget(limit, lower)})
         starts = [solution.choice for solution in [*found, cheapest]]
         part = clock.part(max(0.01, clock.left / (points - step)))
+        if clock.interrupted:
+            break
         found.append(driver.solve(point, replace(options, start=tuple(_affordable(point, starts))), part))
     return _distinct(list(reversed(found)))
 
