@@ -8,12 +8,14 @@ fails on the way, Ctrl-C included, the old tensors, attributes and state are put
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from .errors import PlanMismatchError, RequestError, SolvemutError
 from .interrupts import deferred
@@ -114,6 +116,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """The plan agrees with itself, and with the tensors and attributes of a model."""
     plan.check()
+    _check_example(plan)
     wrong = []
     for name, (before, _) in plan.shapes.items():
         found = tensors.get(name)
@@ -129,6 +132,23 @@ def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise PlanMismatchError(f"this plan was made for another {plan.root}: {'; '.join(wrong[:4])}{more}")
+
+
+def _check_example(plan: PlanRecord) -> None:
+    """The types and dtypes of the example inputs are known to this torch."""
+    if not plan.example:
+        return
+    try:
+        spec = json.loads(plan.example)
+        dtypes = {x["dtype"] for x in spec["leaves"] if isinstance(x, dict)}
+        pytree.tree_unflatten(spec["leaves"], pytree.treespec_loads(spec["tree"]))
+    except Exception as e:
+        raise PlanMismatchError(
+            f"example: torch cannot build the inputs of this plan ({type(e).__name__}: {e}); if they hold a type of "
+            "your own, register it with torch.utils._pytree first, as where the plan was made"
+        ) from e
+    if other := [d for d in dtypes if not isinstance(getattr(torch, d, None), torch.dtype)]:
+        raise PlanMismatchError(f"example: this torch has no dtype {other[0]!r}")
 
 
 def _is_int_attribute(model: nn.Module, change: AttributeChange) -> bool:

@@ -19,10 +19,7 @@ from .errors import PlanMismatchError
 
 FORMAT, VERSION = "solvemut-plan", 1
 LARGEST = 2**48  # of sizes and positions; whatever is larger is damage
-DTYPES = (
-    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32",
-    "float64", "complex32", "complex64", "complex128",
-)  # fmt: skip
+ROOM = 2**31  # elements of one example input, positions of one dim
 
 Data = Mapping[str, Any]
 Check = Callable[[str, Any], None]
@@ -224,40 +221,53 @@ def example(where: str, x: Any) -> None:
     text(where, x)
     if not x:
         return
+    spec = _inner_json(where, x)
+    _EXAMPLE(where, spec)
+    root = _inner_json(f"{where}.tree", spec["tree"])
+    row(whole(1), _node)(f"{where}.tree", root)
+    if [root[1]["type"], *(child["type"] for child in root[1]["children_spec"])] != _CALL:
+        _fail(f"{where}.tree", "a tuple of arguments and a dict of keywords", spec["tree"])
+    if (n := len(spec["leaves"])) != _leaves(root[1]):
+        _fail(f"{where}.tree", f"a tree of {n} leaves", spec["tree"])
+
+
+_CALL = ["builtins.tuple", "builtins.tuple", "builtins.dict"]
+
+
+def _inner_json(where: str, x: str) -> Any:
     try:
-        spec = json.loads(x)
-        tree = json.loads(spec["tree"])
-        _EXAMPLE(where, spec)
-        held = _leaves(tree[1])
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        _fail(where, "JSON with leaves and their tree", x)
-    if held != len(spec["leaves"]):
-        _fail(f"{where}.tree", f"a tree of {len(spec['leaves'])} leaves", spec["tree"])
+        return json.loads(x)
+    except (ValueError, RecursionError):
+        _fail(where, "JSON", x)
+
+
+def _node(where: str, x: Any) -> None:
+    """A node of a tree of inputs, as torch writes it; what its types mean is for torch to say."""
+    _NODE(where, x)
+    if x["type"] is None and x["children_spec"]:
+        _fail(f"{where}.children_spec", "none in a leaf", x["children_spec"])
 
 
 def _leaves(node: Any) -> int:
-    """How many leaves a tree of inputs has."""
-    children = node["children_spec"]
-    if node["type"] is None:
-        return 1
-    if node["type"] == "builtins.dict" and len(json.loads(node["context"])) != len(children):
-        raise ValueError("a dict with keys that have no values")
-    return sum(_leaves(child) for child in children)
+    return 1 if node["type"] is None else sum(map(_leaves, node["children_spec"]))
 
 
 def _leaf(where: str, x: Any) -> None:
     if isinstance(x, dict):
         _TENSOR(where, x)
-        if math.prod(x["shape"]) > LARGEST:
-            _fail(f"{where}.shape", "the shape of a tensor that fits into memory", x["shape"])
+        if math.prod(x["shape"]) > ROOM:
+            _fail(f"{where}.shape", f"a tensor of at most {ROOM} elements", x["shape"])
     elif isinstance(x, str):
         text(where, x)
-    elif not (x is None or isinstance(x, (bool, int, float))):
+    elif type(x) is int:
+        whole(-(2**63), 2**63 - 1)(where, x)
+    elif not (x is None or isinstance(x, (bool, float))):
         _fail(where, "a tensor, a number, a string or null", x)
 
 
 SHAPE = each(whole(0))
-_TENSOR = record(shape=SHAPE, dtype=one_of(*DTYPES))
+_TENSOR = record(shape=SHAPE, dtype=text)
+_NODE = record(type=optional(text), context=optional(text), children_spec=each(_node))
 _EXAMPLE = record(leaves=each(_leaf), tree=text)
 SIZE = whole(0)
 INT = whole(-LARGEST)
@@ -316,6 +326,16 @@ def _attributes_once(data: Data) -> None:
         if (module, name, at) in seen:
             _fail(f"attributes[{k}]", "each attribute once", [module, name, at])
         seen.add((module, name, at))
+
+
+def _inputs_are_listed(data: Data) -> None:
+    """The program, where there is one, takes the example's tensors."""
+    if data["example"] and data["program"]:
+        leaves = json.loads(data["example"])["leaves"]
+        given = sorted(f"input {tuple(x['shape'])}" for x in leaves if isinstance(x, dict))
+        taken = sorted(line.partition(" = ")[2] for line in data["program"] if " = input " in line)
+        if given != taken:
+            _fail("program", f"lines for {', '.join(given) or 'no input'}, as the example has", taken)
 
 
 def _shapes_follow(data: Data) -> None:
@@ -398,8 +418,8 @@ class _Kept:
     def _fits(self, coded: Sequence[Sequence[Sequence[int]]], size: int, most: int) -> bool:
         """As many positions as there are before, and then as many as stay; not more than memory takes."""
         old, *new = (sum(n * k for _, n, k in c) for c in coded) if coded else (-1,)
-        whole_rows = size > 0 and old in range(size, size * most + 1, size)
-        return whole_rows and old <= 2**28 and new in ([], [sum(map(len, self.rows))])
+        whole_rows = size > 0 and old in range(size * (1 + self.is_grouped), size * most + 1, size)
+        return whole_rows and old <= ROOM and new in ([], [sum(map(len, self.rows))])
 
     @property
     def is_grouped(self) -> bool:
@@ -434,4 +454,4 @@ def _units_agree(data: Data) -> None:
         x.check(removed)
 
 
-AGREEMENTS = (_shrink, _keeps_promises, _attributes_once, _shapes_follow, _units_agree)
+AGREEMENTS = (_shrink, _keeps_promises, _attributes_once, _inputs_are_listed, _shapes_follow, _units_agree)
