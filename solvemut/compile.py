@@ -16,7 +16,7 @@ import numpy as np
 
 from .blocks import MOST_LEVELS, Block, Equation, Partition, Term, best_units, block_value
 from .constraints import Affine, Budget, Cost, Monomial, Multiple, Relation, Request
-from .coupling import Coupling, Link
+from .coupling import Coupling, Divides, Link
 from .errors import RequestError
 from .flow import Extent
 from .labels import FIXED
@@ -66,6 +66,7 @@ class Compiler:
         self.requests = list(requests)
         self.relations = [r for r in requests if isinstance(r, Relation)]
         self.multiples = [(r.size, r.divisor, r.remainder, str(r)) for r in requests if isinstance(r, Multiple)]
+        self.multiples += [_divides(d) for d in coupling.divides]
         self.budgets = [r for r in requests if isinstance(r, Budget)]
         self.round_to, self.join_requests = round_to, join_requests
         self.equations = [_equation(link) for link in coupling.links]
@@ -451,6 +452,12 @@ def _whole_array(v: np.ndarray) -> np.ndarray:
 def _parts(r: Relation) -> list[tuple[Extent, int]]:
     """left - right of a relation, without its constants."""
     return [(e, c) for e, c, _ in r.left.terms] + [(e, -c) for e, c, _ in r.right.terms]
+
+
+def _divides(d: Divides) -> tuple[Affine, int, int, str]:
+    """A remainder that the forward asks for, as one that is requested."""
+    terms = tuple((Extent(labels), c, "size") for labels, c in d.parts)
+    return Affine(terms, d.constant), d.divisor, d.remainder, d.why
 
 
 def _equation(link: Link) -> Equation:

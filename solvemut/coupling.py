@@ -18,7 +18,7 @@ import numpy as np
 from .flow import Extent, Facts, Flow, Freeze, Path, Rectangle
 from .labels import FIXED, Labels
 from .rules import apply_rule
-from .trace import Node, Size, Trace
+from .trace import Guard, Node, Size, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,17 @@ class AttributeUse:
     constant: int
     labels: np.ndarray
     node: Node
+
+
+@dataclass(frozen=True, eq=False)
+class Divides:
+    """(constant + sum of coefficient * number of kept labels) % divisor is `remainder`."""
+
+    parts: tuple[tuple[np.ndarray, int], ...]
+    constant: int
+    divisor: int
+    remainder: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Coupling:
     uses: tuple[AttributeUse, ...]
     group_of: np.ndarray  # class -> index of its group, -1 for what is fixed
     groups: tuple[Group, ...] = field(default=())
+    divides: tuple[Divides, ...] = ()
 
     @property
     def n_units(self) -> int:
@@ -160,6 +172,8 @@ class _Analysis:
         ]
         self.frozen_labels += list(keep)
         self.done: set[int] = set()
+        self.divides: list[Divides] = []
+        self.pinned = {x for size, _ in flow.trace.numbers for x in size.leaves() if x.op == "attr"}  # these stay
 
     def _split_fixed(self, a: np.ndarray, b: np.ndarray, node: Node) -> tuple[np.ndarray, np.ndarray]:
         """Edges between labels; a label that meets a fixed position is frozen."""
@@ -178,14 +192,17 @@ class _Analysis:
             frozen, reasons = self._frozen(unit_of)
             rows: list[Rows] = []
             literals = [(lit.labels, lit.node, lit.path) for lit in self.facts.literals]
-            known = (len(self.edges), len(self.frozen_labels))
+            known = (len(self.edges), len(self.frozen_labels), len(self.pinned))
             self.pins: list[AttributeUse] = []
+            self.divides = []
             for k, rect in enumerate(self.facts.rectangles):
                 literals += self._rectangle(k, rect, unit_of, frozen, rows)
             links, uses = self._literals(literals, unit_of, frozen)
-            if known == (len(self.edges), len(self.frozen_labels)):
+            if known == (len(self.edges), len(self.frozen_labels), len(self.pinned)):
                 break
         links += self._equals()
+        links += [Link(((f.labels.reshape(-1), 1),), f.least, f.node, f.why, f.labels.size - f.least)
+                  for f in self.facts.floors]  # fmt: skip
         links += self._interleaved(rows, links, unit_of)
         links = [x for x in links if not _trivial(x, unit_of)]
         return unit_of, frozen, reasons, links, rows, uses
@@ -222,7 +239,7 @@ class _Analysis:
                 self._pin(rect.node, paths.pop(axis))
         if units.ndim == 1:
             return [(labels, rect.node, paths[0])] if paths[0] is not None else []
-        written = [p is not None and _is_number(rect.node, p) for p in paths]
+        written = [p is not None and self._is_number(rect.node, p) for p in paths]
         free = [axis for axis in range(units.ndim) if not written[axis]]
         if not free:
             self._once(k, lambda: self._freeze(labels.reshape(-1), "its sizes are written as numbers", rect.node))
@@ -238,7 +255,7 @@ class _Analysis:
         if (units == units[:, :1]).all():
             units = units[:, :1]
         alike = len(units) > 1 and bool((units == units[:1]).all())  # every group reads the same units: all groups stay
-        removable = not alike and not _is_number(rect.node, ("groups",))
+        removable = not alike and not self._is_number(rect.node, ("groups",))
         rows.append(Rows(units, removable, rect.key, rect.node))
 
     def _once(self, k: int, act: Any) -> None:
@@ -290,7 +307,91 @@ class _Analysis:
                 self._pin_dim(leaf, f"its size is used as a number in the forward: {place}", unit_of, frozen)
                 if leaf.op == "attr":
                     self.pins.append(self._stays(leaf, Node(place, "number", {}, ())))
+        for guard in self.flow.trace.guards:
+            self._guard(guard, uses, links, unit_of, frozen)
+        places = {leaf: place for size, place in self.flow.trace.numbers for leaf in size.leaves()}
+        for use in uses:
+            if (where := places.get(use.attribute)) and not frozen[unit_of[use.labels]].all():
+                why = f"its size is {use.attribute}, which is used as a number in the forward: {where}"
+                self.frozen_labels.append((use.labels[use.labels != FIXED], why))
         return links + _same_attribute(uses + self.pins), uses
+
+    def _guard(
+        self, guard: Guard, uses: list[AttributeUse], links: list[Link], unit_of: np.ndarray, frozen: np.ndarray
+    ) -> None:
+        """What a forward asked of sizes keeps its answer: a linear relation, a divisor, or sizes that stay.
+
+        Questions about attributes that are not linear are put again when a plan is drawn up (`resize`).
+        """
+        node, why = Node(guard.place, "branch", {}, ()), f"the forward asks whether {guard}"
+        form = affine(Size("-", (guard.left, guard.right)), exact=True)
+        linear = None if form is None else self._linear(form, uses, unit_of)
+        if linear is not None:
+            parts, constant, free = linear
+            low, high = _answer(guard, self._now(parts) + constant)
+            if len(free) == 1 and (low, high) == (0, 0) and len(parts) == 1 and abs(parts[0][1]) == 1:
+                (attribute, c), (labels, k) = free[0], parts[0]
+                constant -= c * self.flow.trace.attributes[attribute]
+                if c == -k:  # count + constant = attribute
+                    uses.append(AttributeUse(attribute, 1, -constant * k, labels, node))
+                    return
+            self.pins += [self._stays(a, node) for a, _ in free]
+            if (link := _within(parts, constant, low, high, node, why)) is not None:
+                links.append(link)
+        elif (found := self._remainder(guard, uses, unit_of, why)) is not None:
+            self.divides.append(found)
+        elif not any(leaf.op == "attr" for side in (guard.left, guard.right) for leaf in side.leaves()):
+            for leaf in (*guard.left.leaves(), *guard.right.leaves()):
+                self._pin_dim(leaf, f"{why}: {guard.place}", unit_of, frozen)
+
+    def _linear(
+        self, form: tuple[Fraction, dict[Size, Fraction]], uses: Sequence[AttributeUse], unit_of: np.ndarray
+    ) -> tuple[list[tuple[np.ndarray, int]], int, list[tuple[Size, int]]] | None:
+        """An affine form over counts of labels: parts, constant, and the attributes in it that no count gives."""
+        parts: list[tuple[np.ndarray, int]] = []
+        free: list[tuple[Size, int]] = []
+        constant = int(form[0])
+        for leaf, coefficient in form[1].items():
+            c = int(coefficient)
+            if leaf.op == "attr":
+                use = next((u for u in uses if u.attribute == leaf and u.factor == 1 and u.labels.size), None)
+                if use is not None:  # attribute = count - constant
+                    parts.append((use.labels.reshape(-1), c))
+                    constant -= c * use.constant
+                elif any(u.attribute == leaf and u.labels.size for u in uses):
+                    return None
+                else:
+                    free.append((leaf, c))
+                    constant += c * self.flow.trace.attributes[leaf]
+                continue
+            labels = self._dim_labels(leaf, unit_of)
+            if labels is None:
+                return None
+            if isinstance(labels, int):
+                constant += c * labels
+            else:
+                parts.append((labels.reshape(-1), c))
+        return parts, constant, free
+
+    def _remainder(
+        self, guard: Guard, uses: Sequence[AttributeUse], unit_of: np.ndarray, why: str
+    ) -> Divides | None:
+        """`size % k == r`, where k and r are numbers."""
+        equal = (guard.sense, guard.holds) in (("==", True), ("!=", False))
+        if not equal or guard.left.op != "%" or guard.right.op != "const" or guard.left.args[1].op != "const":
+            return None
+        form = affine(guard.left.args[0], exact=True)
+        linear = None if form is None else self._linear(form, uses, unit_of)
+        if linear is None:
+            return None
+        parts, constant, free = linear
+        self.pins += [self._stays(a, Node(guard.place, "branch", {}, ())) for a, _ in free]
+        divisor, remainder = int(guard.left.args[1].args[0]), int(guard.right.args[0])
+        return Divides(tuple(parts), constant, divisor, remainder, f"{why}: {guard.place}")
+
+    @staticmethod
+    def _now(parts: Sequence[tuple[np.ndarray, int]]) -> int:
+        return sum(c * labels.size for labels, c in parts)
 
     @cached_property
     def untied(self) -> list[tuple[Node, Path]]:
@@ -312,7 +413,13 @@ class _Analysis:
             if isinstance(width, np.ndarray):
                 self.pins.append(AttributeUse(size.args[1], length, 0, width, node))
 
+    def _is_number(self, node: Node, path: Path) -> bool:
+        """Whether an argument is written as a number, or given by attributes that must stay."""
+        size = node.sizes.get(path)
+        return size is None or all(leaf in self.pinned for leaf in size.leaves())
+
     def _stays(self, attribute: Size, node: Node) -> AttributeUse:
+        self.pinned.add(attribute)
         now = self.flow.trace.attributes.get(attribute, 0)
         return AttributeUse(attribute, 1, -now, np.zeros(0, dtype=np.int64), node)
 
@@ -321,6 +428,9 @@ class _Analysis:
         if leaf.op != "size":
             return
         labels = self._dim_labels(leaf, unit_of)
+        extent = self.flow.sources.get(leaf.args)
+        if extent is not None and extent.per_row:
+            labels = extent.labels.reshape(-1)
         if labels is None and isinstance(value := self.flow.values.get(leaf.args[0]), Labels):
             f = value.factor(leaf.args[1])
             labels = None if f is None else f.labels.reshape(-1)
@@ -402,14 +512,49 @@ def _trivial(link: Link, unit_of: np.ndarray) -> bool:
     return not total[1:].any() and link.constant <= int(total[0]) <= link.constant + link.slack
 
 
-def affine(size: Size) -> tuple[Fraction, dict[Size, Fraction]] | None:
-    """A size as constant + sum of coefficient * leaf; None if it is not affine. // is taken to leave no remainder."""
+def _answer(guard: Guard, now: int) -> tuple[int | None, int | None]:
+    """The bounds on left - right within which the answer stays what it was; `now` is its present value."""
+    match guard.sense if guard.holds else _OPPOSITE[guard.sense]:
+        case "==":
+            return 0, 0
+        case "!=":
+            return (1, None) if now > 0 else (None, -1)
+        case "<":
+            return None, -1
+        case "<=":
+            return None, 0
+        case ">":
+            return 1, None
+        case _:
+            return 0, None
+
+
+_OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+
+
+def _within(
+    parts: Sequence[tuple[np.ndarray, int]], constant: int, low: int | None, high: int | None, node: Node, why: str
+) -> Link | None:
+    """low <= constant + sum of coefficient * kept labels <= high; None if it cannot fail."""
+    least = constant + sum(c * labels.size for labels, c in parts if c < 0)
+    most = constant + sum(c * labels.size for labels, c in parts if c > 0)
+    low, high = least if low is None else low, most if high is None else high
+    if low <= least and most <= high:
+        return None
+    return Link(tuple(parts), low - constant, node, why, high - low)
+
+
+def affine(size: Size, exact: bool = False) -> tuple[Fraction, dict[Size, Fraction]] | None:
+    """A size as constant + sum of coefficient * leaf; None if it is not affine.
+
+    // is taken to leave no remainder, or not taken at all if the form must be exact.
+    """
     match size.op:
         case "const":
             return Fraction(size.args[0]), {}
         case "attr" | "size":
             return Fraction(0), {size: Fraction(1)}
-    left, right = (affine(a) for a in size.args)
+    left, right = (affine(a, exact) for a in size.args)
     if left is None or right is None:
         return None
     (a, xs), (b, ys) = left, right
@@ -419,14 +564,9 @@ def affine(size: Size) -> tuple[Fraction, dict[Size, Fraction]] | None:
     if size.op == "*" and not (xs and ys):
         k, c, terms = (b, a, xs) if not ys else (a, b, ys)
         return c * k, {t: v * k for t, v in terms.items()}
-    if size.op == "//" and not ys and b:
+    if size.op == "//" and not ys and b and not exact:
         return a / b, {t: v / b for t, v in xs.items()}
     return None
-
-
-def _is_number(node: Node, path: Path) -> bool:
-    size = node.sizes.get(path)
-    return size is None or size.op == "const"
 
 
 def _number(node: Node, path: Path) -> Any:
@@ -454,7 +594,8 @@ def couple(trace: Trace, keep: Mapping[tuple[str, Any], str] | None = None) -> C
     flow = Flow(trace)
     flow.run(apply_rule)
     kept = [(flow.sources[k].labels.reshape(-1), why) for k, why in (keep or {}).items() if k in flow.sources]
-    unit_of, frozen, reasons, links, rows, uses = _Analysis(flow, kept).solve()
+    analysis = _Analysis(flow, kept)
+    unit_of, frozen, reasons, links, rows, uses = analysis.solve()
     group_of, groups = _groups(flow, unit_of, frozen, reasons)
     return Coupling(
         trace,
@@ -470,6 +611,7 @@ def couple(trace: Trace, keep: Mapping[tuple[str, Any], str] | None = None) -> C
         tuple(uses),
         group_of,
         groups,
+        tuple(analysis.divides),
     )
 
 

@@ -10,6 +10,7 @@
     ├── CaptureError                        a model could not be captured
     ├── UnsupportedOpError                  an operation has no rule
     ├── PlanMismatchError                   a plan does not fit the model it is applied to
+    ├── ProgramMismatchError                a changed model would not compute what its plan foretells
     ├── RequestError (also ValueError)      a request that makes no sense for this graph
     └── ValuesError (also ValueError)       values of the wrong shape, or not finite
 """
@@ -60,6 +61,10 @@ class UnsupportedOpError(SolvemutError):
 
 class PlanMismatchError(SolvemutError):
     """A plan does not fit the model it is applied to."""
+
+
+class ProgramMismatchError(SolvemutError):
+    """A changed model would not compute what its plan foretells; it was put back."""
 
 
 class RequestError(SolvemutError, ValueError):

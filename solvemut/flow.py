@@ -88,6 +88,16 @@ class Equal:
 
 
 @dataclass(frozen=True, eq=False)
+class Floor:
+    """Of these labels at least `least` stay."""
+
+    labels: np.ndarray
+    least: int
+    node: Node
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
 class Work:
     """Multiply-accumulates of a node: `coefficient` times the product of the extents."""
 
@@ -107,6 +117,7 @@ class Facts:
     equals: list[Equal] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     nonempty: list[np.ndarray] = field(default_factory=list)  # of each at least one unit stays
+    floors: list[Floor] = field(default_factory=list)
     notes: list[Freeze] = field(default_factory=list)
     unsupported: list[Node] = field(default_factory=list)
 
@@ -125,12 +136,14 @@ class Flow:
         self.count = 1  # labels handed out; 0 is FIXED
         self.facts = Facts()
         self.node: Node = Node("", "", {}, ())
+        self._elements: set[tuple[str, int]] | None = None
+        self.counted: set[Any] = set()  # arguments of the present node that are said to count labels
         self._asked: dict[int, tuple[str, Any]] = {}  # sources first asked for by the present node, by id of the array
 
     def run(self, apply: Callable[[Flow, Node], Output]) -> Facts:
         """Apply the rules to every node in order; the model's outputs stay as they are."""
         for node in self.trace.nodes:
-            self.node, self._asked = node, {}
+            self.node, self._asked, self.counted = node, {}, set()
             self.values[node.name] = apply(self, node)
         self.node = Node("output", "output", {}, ())
         for name in self.trace.outputs:
@@ -219,6 +232,7 @@ class Flow:
 
     def literal(self, path: Path, labels: np.ndarray | None) -> None:
         """The int at `path` says how many of these labels there are."""
+        self.counted.add(path[0])
         if labels is not None and labels.any():
             self.facts.literals.append(Literal(labels, self.node, path))
 
@@ -229,6 +243,7 @@ class Flow:
 
     def rectangle(self, labels: np.ndarray, paths: Sequence[Path | None]) -> None:
         """These labels stand over several dims of one dense tensor."""
+        self.counted |= {path[0] for path in paths if path is not None}
         if labels.any():
             key = f"{self.node.name}#{len(self.facts.rectangles)}"
             self.facts.rectangles.append(Rectangle(labels, self.node, tuple(paths), key))
@@ -241,6 +256,19 @@ class Flow:
     def nonempty(self, parts: Sequence[np.ndarray]) -> None:
         """Of each part at least one unit must stay."""
         self.facts.nonempty.extend(p for p in parts if p.all())
+
+    def at_least(self, labels: np.ndarray, least: int, why: str) -> None:
+        """So many of these labels must stay."""
+        if labels.size > least > 0:
+            self.facts.floors.append(Floor(labels, least, self.node, why))
+
+    def reads_element(self, node: Node, index: int) -> bool:
+        """Whether anything reads one element of a node's list of outputs."""
+        if self._elements is None:
+            read = {r for n in self.trace.nodes for r in n.refs()} | set(self.trace.outputs)
+            got = [n for n in self.trace.nodes if n.op == "getitem" and n.name in read]
+            self._elements = {(n.args["a"].name, n.args["b"]) for n in got}
+        return node.is_list and (node.name, index) in self._elements
 
     def work(self, sizes: Sequence[int | np.ndarray | Extent]) -> None:
         """The node does as many multiply-accumulates as the product of these sizes."""

@@ -2,30 +2,82 @@
 
 While a model is traced, every int attribute of its modules is an int that remembers its name, and every size read from
 a tensor remembers the tensor. Both stay ints, so that the forward runs as ever; arithmetic on them is remembered too.
-What reaches the arguments of an operation is written to the traced node. So a plan knows which attribute to change when
-`x.view(b, n, self.heads, -1)` must see fewer heads, and which sizes are plain numbers that nothing can change.
+Where a forward asks something of such an int, the question and its answer are noted as a guard (`c > 10`, `a == b`);
+where it turns one into something that cannot be followed (a float, text, a key), that is noted as a number.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional
 from torch import nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
-from torch.overrides import TorchFunctionMode
 
-from .trace import Size
+from .trace import Guard, Size
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _NN = os.path.join(_TORCH, "nn", "")
-_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-KEY, ID = "solvemut_sizes", "solvemut_id"
+_LAYERS = os.path.join(_NN, "modules", "")
+_HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+_MACHINERY = {os.path.join(_HERE, f) for f in ("provenance.py", "recording.py")}
+
+
+@dataclass
+class Noted:
+    """What a forward did with the ints that are tracked."""
+
+    numbers: list[tuple[Size, str]] = field(default_factory=list)
+    guards: list[Guard] = field(default_factory=list)
+
+
+_here = threading.local()  # .noted: where to write down, in the thread that traces
+
+
+@contextlib.contextmanager
+def noting(noted: Noted) -> Iterator[None]:
+    """Within it what happens to tracked ints in this thread is written down."""
+    before = getattr(_here, "noted", None)
+    _here.noted = noted
+    try:
+        yield
+    finally:
+        _here.noted = before
+
+
+def user_place() -> str:
+    """file:line of the innermost frame, if it belongs to a forward, of the user or of torch.nn; else empty."""
+    file, line = _caller()
+    return "" if file.startswith(_TORCH) and not file.startswith(_NN) else f"{os.path.basename(file)}:{line}"
+
+
+def _caller() -> tuple[str, int]:
+    frame = sys._getframe(1)
+    while frame is not None and (
+        frame.f_code.co_filename in _MACHINERY or frame.f_code.co_name == "__torch_function__"
+    ):
+        frame = frame.f_back  # type: ignore[assignment]
+    return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def note_number(*sizes: Size) -> None:
+    """These sizes are used as numbers from here on: they are part of the function."""
+    noted = getattr(_here, "noted", None)
+    if noted is not None and (place := user_place()):
+        noted.numbers.extend((s, place) for s in sizes)
+
+
+def _note_guard(sense: str, left: Size, right: Size, holds: bool) -> None:
+    """torch's own layers ask whether a fused kernel will do, which changes no result; functional.py checks sizes."""
+    noted = getattr(_here, "noted", None)
+    if noted is not None and left != right and (place := user_place()) and not _caller()[0].startswith(_LAYERS):
+        noted.guards.append(Guard(sense, left, right, holds, place))
 
 
 class TrackedInt(int):
@@ -39,53 +91,83 @@ class TrackedInt(int):
         return x
 
     def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
+        return int.__int__(self)
 
     def __reduce__(self) -> Any:
-        return int, (int(self),)
+        return int, (int.__int__(self),)
+
+    def __neg__(self) -> TrackedInt:
+        return TrackedInt(int.__neg__(self), Size("-", (constant(0), self.size)))
+
+    def __pos__(self) -> TrackedInt:
+        return self
+
+    def __abs__(self) -> TrackedInt:
+        return self if self >= 0 else -self
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self if digits is None else int.__round__(self, digits)
+
+    def __trunc__(self) -> TrackedInt:
+        return self
+
+    __floor__ = __ceil__ = conjugate = __trunc__  # type: ignore[assignment]
+
+    @property
+    def real(self) -> TrackedInt:  # type: ignore[override]
+        return self
+
+    numerator = real  # type: ignore[assignment]
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __lshift__(self, other: Any) -> Any:
+        return self * (1 << other) if type(other) is int else self._number(int.__lshift__, other)
+
+    def __rshift__(self, other: Any) -> Any:
+        return self // (1 << other) if type(other) is int else self._number(int.__rshift__, other)
+
+    def __bool__(self) -> bool:
+        found = int.__bool__(self)
+        _note_guard("!=", self.size, constant(0), found)
+        return found
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        note_number(*tracked(inputs))
+        return getattr(ufunc, method)(*(untracked(x) for x in inputs), **kwargs)
+
+    def _number(self, f: Callable[..., Any], *other: Any) -> Any:
+        note_number(self.size)
+        return f(self, *other)
 
 
-def _size(x: Any) -> Size:
-    return x.size if isinstance(x, TrackedInt) else Size("const", (int(x),))
+def constant(value: int) -> Size:
+    """A size that is written as a number."""
+    return Size("const", (value,))
 
 
-def _arithmetic(op: str, name: str) -> None:
-    plain, reflected = getattr(int, f"__{name}__"), getattr(int, f"__r{name}__")
-
-    def forward(self: TrackedInt, other: Any) -> Any:
-        value = plain(self, other)
-        return TrackedInt(value, Size(op, (_size(self), _size(other)))) if type(value) is int else value
-
-    def backward(self: TrackedInt, other: Any) -> Any:
-        value = reflected(self, other)
-        return TrackedInt(value, Size(op, (_size(other), _size(self)))) if type(value) is int else value
-
-    setattr(TrackedInt, f"__{name}__", forward)
-    setattr(TrackedInt, f"__r{name}__", backward)
+def size_of(x: int) -> Size:
+    """Where an int came from."""
+    return x.size if isinstance(x, TrackedInt) else constant(int(x))
 
 
-def _as_number(name: str) -> None:
-    """Turning a size into a float makes it part of the function: whoever records is told."""
-    plain = getattr(int, name)
-
-    def number(self: TrackedInt, *other: Any) -> Any:
-        if SizeRecorder.numbers is not None and _called_by_user():
-            frame = sys._getframe(1)
-            place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-            SizeRecorder.numbers.append((self.size, place))
-        return plain(self, *other)
-
-    setattr(TrackedInt, name, number)
+def untracked(x: Any) -> Any:
+    """The plain int."""
+    return int.__int__(x) if isinstance(x, TrackedInt) else x
 
 
-for _name in ("__pow__", "__rpow__", "__truediv__", "__rtruediv__", "__float__"):
-    _as_number(_name)
+def tracked(x: Any) -> Iterator[Size]:
+    """Where the tracked ints in nested arguments came from."""
+    for y in ints(x):
+        if isinstance(y, TrackedInt):
+            yield y.size
 
-for _op, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):
-    _arithmetic(_op, _name)
 
-
-def _ints(x: Any) -> Iterator[Any]:
+def ints(x: Any) -> Iterator[Any]:
     """The ints in nested arguments, in order; slices count by their bounds."""
     if isinstance(x, slice):
         x = (x.start, x.stop, x.step)
@@ -93,77 +175,63 @@ def _ints(x: Any) -> Iterator[Any]:
         x = tuple(x.values())
     if isinstance(x, (list, tuple)):
         for y in x:
-            yield from _ints(y)
+            yield from ints(y)
     elif isinstance(x, int) and not isinstance(x, bool):
         yield x
 
 
-class SizeRecorder(TorchFunctionMode):
-    """Writes to each traced node which tracked ints it was called with; `numbers` lists sizes turned into floats."""
+def _arithmetic(op: str, name: str) -> None:
+    plain, reflected = getattr(int, f"__{name}__"), getattr(int, f"__r{name}__")
 
-    numbers: list[tuple[Size, str]] | None = None
+    def forward(self: TrackedInt, other: Any) -> Any:
+        value = plain(self, other)
+        return TrackedInt(value, Size(op, (size_of(self), size_of(other)))) if type(value) is int else value
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.next_id = 0
+    def backward(self: TrackedInt, other: Any) -> Any:
+        value = reflected(self, other)
+        return TrackedInt(value, Size(op, (size_of(other), size_of(self)))) if type(value) is int else value
 
-    def __enter__(self) -> Any:
-        SizeRecorder.numbers = []
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> Any:
-        self.found, SizeRecorder.numbers = SizeRecorder.numbers or [], None
-        return super().__exit__(*error)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        mode = get_proxy_mode()
-        if mode is None:
-            return func(*args, **kwargs)
-        tracer: Any = mode.tracer
-        if func == _SHAPE or func is torch.Tensor.size:
-            return self._read(tracer, args[0], func(*args, **kwargs), args[1:], kwargs)
-        tracked = [x.size for x in _ints((args, kwargs)) if isinstance(x, TrackedInt)]
-        if not tracked:
-            return func(*args, **kwargs)
-        ints = [(int(x), _size(x)) for x in _ints((args, kwargs))]
-        last = tracer.graph._root._prev
-        out = func(*args, **kwargs)
-        node = tracer.graph._root._prev
-        while node is not last and node.op != "root":
-            node.meta.setdefault(KEY, ints)
-            node = node._prev
-        return out
-
-    def _read(self, tracer: Any, tensor: Any, value: Any, args: Any, kwargs: Any) -> Any:
-        """A size read by the user's code is tracked; the tracing machinery gets plain ints."""
-        if not _called_by_user():
-            return value
-        slot = get_proxy_slot(tensor, tracer, None)
-        node = getattr(getattr(slot, "proxy", slot), "node", None)
-        if node is None:
-            return value
-        if ID not in node.meta:
-            node.meta[ID] = self.next_id
-            self.next_id += 1
-        name = node.meta[ID]
-
-        def track(d: int) -> TrackedInt:
-            return TrackedInt(int(tensor.size(d)), Size("size", (name, d % tensor.dim())))
-
-        with torch._C.DisableTorchFunction():
-            if isinstance(value, int):
-                return track(args[0] if args else kwargs["dim"])
-            return torch.Size([track(d) for d in range(len(value))])
+    setattr(TrackedInt, f"__{name}__", forward)
+    setattr(TrackedInt, f"__r{name}__", backward)
 
 
-def _called_by_user() -> bool:
-    """Whether the innermost frame outside the function modes is a forward, of the user or of torch.nn."""
-    frame = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == "__torch_function__"):
-        frame = frame.f_back  # type: ignore[assignment]
-    file = frame.f_code.co_filename if frame is not None else ""
-    return file.startswith(_NN) or not file.startswith(_TORCH)
+def _comparison(sense: str, name: str) -> None:
+    plain = getattr(int, name)
+
+    def compare(self: TrackedInt, other: Any) -> Any:
+        found = plain(self, other)
+        if found is NotImplemented:
+            if isinstance(other, float):
+                note_number(self.size)
+            return found
+        _note_guard(sense, self.size, size_of(other), found)
+        return found
+
+    setattr(TrackedInt, name, compare)
+
+
+def _as_number(name: str) -> None:
+    """Turning a size into something that cannot be followed makes it part of the function."""
+    plain = getattr(int, name)
+
+    def number(self: TrackedInt, *other: Any) -> Any:
+        note_number(self.size)
+        return plain(self, *other)
+
+    setattr(TrackedInt, name, number)
+
+
+_NUMBERS = (
+    "__pow__", "__rpow__", "__truediv__", "__rtruediv__", "__float__", "__int__", "__index__", "__hash__", "__str__",
+    "__repr__", "__format__", "__and__", "__rand__", "__or__", "__ror__", "__xor__", "__rxor__", "__invert__",
+    "__rlshift__", "__rrshift__", "bit_length", "to_bytes", "as_integer_ratio",
+)  # fmt: skip
+for _name in _NUMBERS:
+    _as_number(_name)
+for _op, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):
+    _arithmetic(_op, _name)
+for _op, _name in (("==", "eq"), ("!=", "ne"), ("<", "lt"), ("<=", "le"), (">", "gt"), (">=", "ge")):
+    _comparison(_op, f"__{_name}__")
 
 
 @contextlib.contextmanager
@@ -191,19 +259,26 @@ def _track(value: Any, path: str, name: str) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def python_functions_open() -> Iterator[None]:
-    """Let functions of torch.nn.functional that are written in Python run their bodies under a function mode.
+# Functions of math that read an int without asking it for a float.
+_MATH = ("log", "log2", "log10", "gcd", "lcm", "isqrt", "comb", "perm", "factorial", "hypot")
 
-    They would otherwise hand themselves to the mode as one call, and the sizes used within would stay unseen.
-    """
-    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    module: Any = torch.nn.functional
-    saved = {n: getattr(module, n) for n in names if hasattr(module, n)}
+
+@contextlib.contextmanager
+def watched_math() -> Iterator[None]:
+    """Within it, what functions of `math` make of a tracked int counts as a number."""
+    saved = {name: getattr(math, name) for name in _MATH}
+
+    def watched(f: Callable[..., Any]) -> Callable[..., Any]:
+        def number(*args: Any) -> Any:
+            note_number(*tracked(args))
+            return f(*args)
+
+        return number
+
     try:
-        for n in saved:
-            setattr(module, n, lambda *_: False)
+        for name, f in saved.items():
+            setattr(math, name, watched(f))
         yield
     finally:
-        for n, f in saved.items():
-            setattr(module, n, f)
+        for name, f in saved.items():
+            setattr(math, name, f)

@@ -44,6 +44,7 @@ def resize(coupling: Coupling, kept: np.ndarray) -> Resized:
     _check_shapes(new, replay)
     attributes = solve_attributes(new)
     new = replace(new, attributes={**new.attributes, **attributes})
+    _check_guards(new)
     changed = {a: v for a, v in attributes.items() if trace.attributes[a] != v}
     return Resized(new, replay.index(), changed)
 
@@ -160,10 +161,26 @@ def _bounds(c: _Context, node: Node, args: dict[str, Any]) -> None:
         return
     n = x.shape[d]
     start, stop = slice_bounds(node, n)
-    if start > 0:
-        args["start"] = c.count(f.labels[:start])
-    if stop < n:
-        args["end"] = c.count(f.labels[:stop])
+    for name, at in (("start", start), ("end", stop)):
+        if 0 < at < n:
+            from_the_end = args[name] < 0
+            args[name] = -c.count(f.labels[at:]) if from_the_end else c.count(f.labels[:at])
+
+
+def _narrowed(c: _Context, node: Node, args: dict[str, Any]) -> None:
+    x = c.labels(args["self"])
+    d = args["dim"] % x.ndim
+    if (f := x.factor(d)) is not None and len(f.dims) == 1 and isinstance(args["start"], int) and args["start"] > 0:
+        args["start"] = c.count(f.labels[: args["start"]])
+    args["length"] = c.shapes[0][d]
+
+
+def _tensor_sections(c: _Context, node: Node, args: dict[str, Any]) -> None:
+    if isinstance(args.get("indices"), list):
+        x = c.labels(args["self"])
+        d = args.get("dim", 0) % x.ndim
+        if (f := x.factor(d)) is not None and len(f.dims) == 1:
+            args["indices"] = [c.count(f.labels[:i]) if i > 0 else i for i in args["indices"]]
 
 
 def _sections(c: _Context, node: Node, args: dict[str, Any]) -> None:
@@ -186,6 +203,8 @@ REWRITES: dict[str, Rewrite] = {
     "batch_norm": _width,
     "instance_norm": _width,
     "slice": _bounds,
+    "narrow": _narrowed,
+    "tensor_split": _tensor_sections,
     **dict.fromkeys(["split", "split_with_sizes", "unsafe_split"], _sections),
 }  # fmt: skip
 
@@ -328,8 +347,13 @@ def solve_attributes(trace: Trace) -> dict[Size, int]:
                 value = value[k]
             if isinstance(value, int) and value >= 0:
                 equations.append((size, value, node))
-    env = _known_sizes(trace, equations)
-    env |= trace.attributes
+    for size, place in trace.numbers:
+        here = Node(place, "number", {}, ())
+        equations += [(leaf, trace.attributes[leaf], here) for leaf in size.leaves() if leaf.op == "attr"]
+    for guard in trace.guards:
+        if (guard.sense, guard.holds) in (("==", True), ("!=", False)):
+            equations.append((Size("-", (guard.left, guard.right)), 0, Node(guard.place, "branch", {}, ())))
+    env = trace.sizes(size for size, _, _ in equations)
     solved: dict[Size, int] = {}
     waiting = equations
     while waiting:  # equations with one unknown attribute first; what they settle may leave others with one
@@ -370,13 +394,16 @@ def _check_attributes(equations: Sequence[tuple[Size, int, Node]], env: Mapping[
             )
 
 
-def _known_sizes(trace: Trace, equations: Sequence[tuple[Size, int, Node]]) -> dict[Size, int]:
-    env: dict[Size, int] = {}
-    for size, _, _ in equations:
-        for leaf in size.leaves():
-            if leaf.op == "size" and not str(leaf.args[0]).startswith("?"):
-                env[leaf] = trace.shape(leaf.args[0])[leaf.args[1]]
-    return env
+def _check_guards(trace: Trace) -> None:
+    """Every question that the forward asks of sizes has the answer it had."""
+    env = trace.sizes(s for g in trace.guards for s in (g.left, g.right))
+    for guard in trace.guards:
+        known = all(leaf in env for side in (guard.left, guard.right) for leaf in side.leaves())
+        if known and guard.asks(env) != guard.holds:
+            raise SolvemutError(
+                f"the forward asks at {guard.place} whether {guard}, and this plan would change the answer; keep one "
+                "of the layers before it, or ask for sizes that leave it"
+            )
 
 
 def _solve_one(attribute: Size, equations: Sequence[tuple[Size, int, Node]], env: Mapping[Size, int]) -> int:

@@ -6,7 +6,7 @@ from a module; `coupling` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,6 +76,38 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """A question that a forward asked of sizes, `left sense right`, with its answer: the forward may branch on it."""
+
+    sense: str  # ==, !=, <, <=, > or >=
+    left: Size
+    right: Size
+    holds: bool
+    place: str
+
+    def asks(self, env: Mapping[Size, int]) -> bool:
+        """The answer under other sizes."""
+        a, b = self.left.evaluate(env), self.right.evaluate(env)
+        answers = {"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b}
+        return answers[self.sense]
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.sense} {self.right}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a torch function: its arguments (tensors as `Ref`, tracked ints as `Size`), and what it made.
+
+    `outs` are names of values, or shapes.
+    """
+
+    func: str
+    args: tuple[Any, ...]
+    outs: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class Param:
     """A parameter, buffer or constant of the model; `aliases` are further names of the same tensor (tied weights)."""
 
@@ -83,6 +115,7 @@ class Param:
     shape: tuple[int, ...]
     kind: str = "parameter"  # or "buffer", "constant"
     aliases: tuple[str, ...] = ()
+    digest: str = ""  # of the numbers of a constant: they are part of the program
 
     @property
     def numel(self) -> int:
@@ -128,6 +161,20 @@ def _refs(a: Any) -> Iterator[str]:
             yield from _refs(x)
 
 
+def _sizes_in(a: Any) -> Iterator[Size]:
+    if isinstance(a, Size):
+        yield a
+    elif isinstance(a, tuple):
+        for x in a:
+            yield from _sizes_in(x)
+
+
+def _numbers(a: Any, env: Mapping[Size, int]) -> Any:
+    if isinstance(a, Size):
+        return a.evaluate(env)
+    return tuple(_numbers(x, env) for x in a) if isinstance(a, tuple) else a
+
+
 @dataclass(frozen=True)
 class Trace:
     """A whole forward pass. `inputs` maps input values to shapes, `outputs` names the values returned."""
@@ -140,6 +187,8 @@ class Trace:
     root: str = "model"  # class name of the module
     attributes: Mapping[Size, int] = field(default_factory=dict)  # values of the attributes that sizes come from
     numbers: tuple[tuple[Size, str], ...] = ()  # sizes that the forward computes with as numbers, and where
+    guards: tuple[Guard, ...] = ()  # what the forward asked of sizes
+    calls: tuple[Call, ...] = ()  # the calls of torch functions, as `verify` compares them; none if they have no text
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter, an input or a node's (first) output."""
@@ -160,6 +209,23 @@ class Trace:
     def node(self, name: str) -> Node:
         """The node of that name."""
         return self._index[name]
+
+    def sizes(self, asked: Iterable[Size]) -> dict[Size, int]:
+        """The values of the attributes and dims that some sizes are made of; those of unknown values are left out."""
+        leaves = {leaf for s in asked for leaf in s.leaves() if leaf.op == "size"}
+        known = {leaf for leaf in leaves if not str(leaf.args[0]).startswith("?")}
+        return {**{leaf: self.shape(leaf.args[0])[leaf.args[1]] for leaf in known}, **self.attributes}
+
+    def foretold(self) -> list[Call] | None:
+        """The calls of torch functions with the sizes of this trace as numbers; None where one cannot be told."""
+        asked = [s for c in self.calls for s in _sizes_in(c.args)]
+        env = self.sizes(asked)
+        if not self.calls or any(leaf not in env for s in asked for leaf in s.leaves()):
+            return None
+        return [Call(c.func, _numbers(c.args, env), tuple(self._made(o) for o in c.outs)) for c in self.calls]
+
+    def _made(self, out: Any) -> Any:
+        return out if out is None or isinstance(out, tuple) else self.shape(out)
 
     def validate(self) -> Trace:
         """Check that every reference points to something earlier; returns the trace."""

@@ -7,9 +7,11 @@ where sizes come from. The user's module is only read: mode, attributes and rand
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import operator
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +22,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
-from .modules import untouched
-from .provenance import ID, KEY, SizeRecorder, python_functions_open, tracked_attributes
-from .trace import Node, Param, Ref, Size, Trace
+from .modules import WIDTHS, untouched
+from .provenance import tracked_attributes, watched_math
+from .recording import CALL, ID, KEY, Recorder, python_functions_open
+from .trace import Call, Guard, Node, Param, Ref, Size, Trace
+
+ONE_AT_A_TIME = threading.RLock()  # what is watched while a model runs is shared by all threads
 
 
 def trace_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Trace:
@@ -31,32 +36,44 @@ def trace_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     Raises CaptureError, with the cause, if the forward or its export fails.
     """
     try:
-        exported, numbers = _export(model, args, dict(kwargs or {}))
+        exported, recorder = _export(model, args, dict(kwargs or {}))
     except Exception as e:
         raise CaptureError(
             f"{type(model).__name__} could not be captured: torch.export failed with {type(e).__name__}: "
             f"{_first_line(e)}. Check that model(*args, **kwargs) runs in eval mode, takes these inputs, and does not "
             "branch on tensor values."
         ) from e
-    return _Reader(model, exported, numbers).trace()
+    return _Reader(model, exported, recorder).trace()
 
 
 def _first_line(e: Exception) -> str:
     return str(e).strip().split("\n")[0][:300]
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[tuple[Size, str]]]:
+@contextlib.contextmanager
+def quiet_run(model: nn.Module) -> Iterator[None]:
+    """Within it a model may run to be looked at: one at a time, in eval mode, and nothing of it stays behind."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(untouched(model))
+        yield
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Recorder]:
+    recorder = Recorder(tracked=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_run(model))
         stack.enter_context(tracked_attributes(model))
         stack.enter_context(python_functions_open())
-        recorder = stack.enter_context(SizeRecorder())
+        stack.enter_context(watched_math())
+        stack.enter_context(recorder.around(model))
         exported = torch.export.export(model, args, kwargs, strict=False)
-    return exported, recorder.found
+    return exported, recorder
 
 
 WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features", "group_norm": "num_channels"}
@@ -65,11 +82,13 @@ WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features
 class _Reader:
     """Reads an exported program into a trace."""
 
-    def __init__(self, model: nn.Module, exported: Any, numbers: Sequence[tuple[Size, str]]) -> None:
+    def __init__(self, model: nn.Module, exported: Any, recorder: Recorder) -> None:
         self.model = model
+        self.recorder = recorder
         self.graph = exported.graph
         self.signature = exported.graph_signature
-        self.numbers = numbers
+        self.constants = exported.constants
+        self.lost = {k: (list(dict.fromkeys(sizes)), place) for k, (sizes, place) in recorder.lost.items()}
         self.values: dict[torch.fx.Node, str] = {}
         self.names = {n.meta[ID]: n.name for n in self.graph.nodes if ID in n.meta}
 
@@ -86,7 +105,7 @@ class _Reader:
                 if n.name in user:
                     inputs[n.name] = tuple(int(s) for s in value.shape)
                 else:
-                    params[n.name] = Param(n.name, tuple(value.shape), "constant")
+                    params[n.name] = Param(n.name, tuple(value.shape), "constant", digest=self._digest(n.name))
         self._read(self.graph, "", nodes, params)
         self._attention_widths(nodes)
         for n in self.graph.nodes:
@@ -99,12 +118,54 @@ class _Reader:
         mutated = set(self.signature.buffers_to_mutate) | set(self.signature.user_inputs_to_mutate)
         outputs = [o for o in outputs if o not in mutated]
         root = type(self.model).__name__
-        numbers = tuple(dict.fromkeys((self._named(size), place) for size, place in self.numbers))
+        noted = self.recorder.noted
+        lost = [(size, place) for sizes, place in self.lost.values() for size in sizes]
+        numbers = tuple(dict.fromkeys((self._named(size), place) for size, place in [*noted.numbers, *lost]))
+        guards = tuple(dict.fromkeys(replace(g, left=self._named(g.left), right=self._named(g.right))
+                                     for g in noted.guards))  # fmt: skip
         sizes = [*(s for n in nodes for s in n.sizes.values()), *(s for s, _ in numbers)]
+        sizes += [s for g in guards for s in (g.left, g.right)]
+        guards += self._layer_widths({leaf for s in sizes for leaf in s.leaves() if leaf.op == "attr"}, used)
+        sizes += [s for g in guards for s in (g.left, g.right)]
         attributes = {leaf: self._attribute(leaf) for s in sizes for leaf in s.leaves() if leaf.op == "attr"}
         return Trace(
-            used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes, numbers
-        ).validate()
+            used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes, numbers, guards,
+            () if self.recorder.opaque else tuple(self._call(c) for c in self.recorder.calls),
+        ).validate()  # fmt: skip
+
+    def _layer_widths(self, attributes: set[Size], params: Mapping[str, Param]) -> tuple[Guard, ...]:
+        """Attributes in which torch's own layers repeat the sizes of their tensors go with those sizes."""
+        value_of = {a: value for value, p in params.items() for a in (p.name, *p.aliases)}
+        found = []
+        for leaf in attributes:
+            path, name, index = leaf.args
+            module = self.model.get_submodule(path)
+            row = next((w for w in WIDTHS if w.attribute == name and isinstance(module, w.kind)), None)
+            if row is None or index is not None:
+                continue
+            value = value_of.get(f"{path}.{row.tensor}".lstrip("."))
+            if value is None or row.size(module) != getattr(module, name):
+                continue
+            size = Size("size", (value, row.axis(module)))
+            if row.per_group and row.axis(module) == 1 and module.groups > 1:  # type: ignore[operator]
+                size = Size("*", (size, Size("attr", (path, "groups", None))))
+            found.append(Guard("==", leaf, size, True, f"a {type(module).__name__} repeats it"))
+        return tuple(found)
+
+    def _call(self, call: Call) -> Call:
+        """A recorded call, with the values of the trace."""
+
+        def named(a: Any) -> Any:
+            if isinstance(a, Size):
+                return self._named(a)
+            return tuple(named(x) for x in a) if isinstance(a, tuple) else a
+
+        outs = tuple(self._value(x) if isinstance(x, int) else x for x in call.outs)
+        return Call(call.func, named(call.args), outs)
+
+    def _value(self, number: int) -> str | None:
+        name = self.names.get(number)
+        return None if name is None else self.rename.get(name, name)
 
     def _read(self, graph: Any, prefix: str, nodes: list[Node], params: dict[str, Param]) -> None:
         """Append the nodes of a graph; blocks that export wraps (no_grad, autocast) are read in place."""
@@ -128,6 +189,19 @@ class _Reader:
                 if ID in n.meta:
                     self.names[n.meta[ID]] = self.values[n]
                 nodes.append(self._node(n))
+
+    def _digest(self, placeholder: str) -> str:
+        """The numbers of a tensor that the forward wrote down (`torch.tensor(...)`), in short."""
+        target = self.signature.inputs_to_lifted_tensor_constants.get(placeholder)
+        if target is None or not target.startswith("lifted_tensor"):
+            return ""
+        value = self.constants.get(target)
+        if not isinstance(value, torch.Tensor) or value.is_meta:
+            return ""
+        if value.numel() == 1:
+            return f"={value.item()}"
+        data = value.detach().cpu().to(torch.complex128 if value.is_complex() else torch.float64).contiguous()
+        return "#" + hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]
 
     def _name(self, n: torch.fx.Node) -> str:
         return self.values.get(n) or self.rename.get(n.name, n.name)
@@ -224,9 +298,12 @@ class _Reader:
                     s = self._list_match(path, args, passed)
                     if s is not None:
                         pairs.append((path, s))
+        found = self.lost.get(n.meta.get(CALL, -1), ([], ""))[0]
         for path, s in pairs:
             if s.op != "const":
                 out[path] = self._named(s)
+                if s in found:
+                    found.remove(s)
         return out
 
     def _list_match(self, path: tuple[Any, ...], args: Mapping[str, Any], passed: Any) -> Size | None:
@@ -243,10 +320,7 @@ class _Reader:
     def _named(self, s: Size) -> Size:
         """Sizes of values refer to them by name."""
         if s.op == "size":
-            name = self.names.get(s.args[0])
-            if name is None:
-                return Size("size", (f"?{s.args[0]}", s.args[1]))
-            return Size("size", (self.rename.get(name, name), s.args[1]))
+            return Size("size", (self._value(s.args[0]) or f"?{s.args[0]}", s.args[1]))
         if s.op in ("attr", "const"):
             return s
         return Size(s.op, tuple(self._named(a) for a in s.args))

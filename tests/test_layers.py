@@ -28,7 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "costs": {"coupling", "constraints"},
     "graph": {"arguments", "costs", "report"},
     "solver": {"errors"},
-    "program": {"solver"},
+    "program": {"arguments", "solver"},
     "blocks": {"coupling"},
     "compile": {"blocks", "costs", "program"},
     "resize": {"coupling"},
@@ -37,20 +37,22 @@ LAYERS: dict[str, set[str]] = {
     "progress": {"program"},
     "provenance": {"trace"},
     "modules": set(),
-    "tracing": {"modules", "provenance"},
+    "recording": {"provenance"},
+    "tracing": {"modules", "recording"},
     "values": {"graph", "interrupts"},
-    "verify": {"modules", "plan"},
+    "listing": {"trace"},
+    "verify": {"listing", "modules", "plan", "tracing"},
     "interrupts": set(),
     "slices": {"plan"},
     "optimizers": {"slices"},
     "apply": {"interrupts", "optimizers", "verify"},
-    "problem": {"apply", "compile", "interrupts", "progress", "resize", "values"},
+    "problem": {"apply", "compile", "interrupts", "progress", "listing", "resize", "values"},
     "edits": {"apply", "compile"},
     "builder": set(),
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"modules", "problem", "provenance", "tracing", "values", "verify", "slices", "optimizers", "apply", "edits",
-         "builder", *FACADES}  # fmt: skip
+TORCH = {"modules", "problem", "provenance", "recording", "tracing", "values", "verify",
+         "slices", "optimizers", "apply", "edits", "builder", *FACADES}  # fmt: skip
 ORTOOLS = {"solver", "program"}
 
 

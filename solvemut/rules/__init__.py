@@ -11,22 +11,45 @@ not carry torch's `pointwise` tag, freezes all it touches and says so.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..flow import Flow, Output
-from ..trace import Node
+from ..trace import Node, Ref
 from . import layers, products, shapes
 from .elementwise import elementwise, unknown
-from .notation import RULES, Rule, row, rule
+from .notation import DIMS, INTS, RULES, Rule, row, rule
 from .shapes import slice_bounds
 
-__all__ = ["RULES", "Rule", "apply_rule", "layers", "products", "row", "rule", "shapes", "slice_bounds"]
+__all__ = ["INTS", "RULES", "Rule", "apply_rule", "layers", "products", "row", "rule", "shapes", "slice_bounds"]
 
 
 def apply_rule(flow: Flow, node: Node) -> Output:
     """The labels of a node's output, by its row, torch's pointwise tag, or `unknown`."""
     found = RULES.get(node.op)
     if found is not None:
-        return found(flow, node)
+        out = found(flow, node)
+        if unread := _unread(flow, node):
+            _freeze_both(flow, node, out, f"{node.op} was given a number that no rule reads, {', '.join(unread)}")
+        return out
     if node.pointwise:
         return elementwise(flow, node)
     flow.unsupported(node)
     return unknown(flow, node)
+
+
+def _unread(flow: Flow, node: Node) -> list[str]:
+    """Int arguments that the rule of a node neither heeds, nor knows to be harmless, nor has said to count labels."""
+    known = INTS[node.op] | DIMS | flow.counted
+    return [] if "*" in known else [k for k, v in node.args.items() if k not in known and _holds_int(v)]
+
+
+def _holds_int(x: Any) -> bool:
+    if isinstance(x, list):
+        return any(_holds_int(y) for y in x)
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _freeze_both(flow: Flow, node: Node, out: Output, why: str) -> None:
+    for ref in node.refs():
+        flow.freeze_all(flow.labels(Ref(ref)), why)
+    flow.freeze_all(out, why)

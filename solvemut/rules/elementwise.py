@@ -77,19 +77,23 @@ def _align_joint(flow: Flow, operands: list[Labels], dims: tuple[int, ...]) -> l
     " hardtanh hardsigmoid leaky_relu logsigmoid log_sigmoid threshold masked_fill where clamp clamp_min clamp_max"
     " copy fill nan_to_num rrelu bernoulli dequantize positive conj resolve_conj resolve_neg float half double"
     " zero add sub mul div relu sigmoid tanh pow"
-    " maximum minimum rsub true_divide floor_divide multiply subtract divide"
+    " maximum minimum rsub true_divide floor_divide multiply subtract divide",
+    ints="*",
 )
 def _elementwise(flow: Flow, node: Node) -> Labels:
     return elementwise(flow, node)
 
 
-@rule("to type_as _to_copy zeros_like ones_like full_like empty_like rand_like randn_like")
+@rule("to type_as _to_copy zeros_like ones_like full_like empty_like rand_like randn_like", ints="*")
 def _like(flow: Flow, node: Node) -> Labels:
     """The shape is that of the first argument; another only lends its dtype."""
     return flow.labels(node.args["self"])
 
 
-@rule("softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp flip roll sort argsort normalize")
+@rule(
+    "softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp flip roll sort argsort normalize",
+    ints="shifts",
+)
 def _along(flow: Flow, node: Node) -> Output:
     """Same shape, mixing along some dims: those stay whole when they are part of a head or group."""
     x = flow.labels(node.args.get("self", node.args.get("input")))

@@ -12,7 +12,7 @@ from .notation import pattern, row, rule
 _matrix = pattern("input weight bias", "... i, o i, o -> ... o", work="... i o")
 
 
-@rule("linear")
+@rule("linear", ints="width in_width")
 def _linear(flow: Flow, node: Node) -> Output:
     """... i, o i, o -> ... o"""
     y = _matrix(flow, node)
@@ -24,11 +24,11 @@ def _linear(flow: Flow, node: Node) -> Output:
     return y
 
 
-row("embedding", pattern("weight indices", "_ o, ... -> ... o"))
+row("embedding", pattern("weight indices", "_ o, ... -> ... o"), ints="padding_idx")
 _channel_norm = pattern("input weight bias running_mean running_var", "b c *s, c, c, c, c -> b c *s")
 
 
-@rule("batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm")
+@rule("batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm", ints="width")
 def _batch_norm(flow: Flow, node: Node) -> Output:
     """b c *s, c, c, c, c -> b c *s"""
     y = _channel_norm(flow, node)
@@ -37,19 +37,22 @@ def _batch_norm(flow: Flow, node: Node) -> Output:
     return y
 
 
-@rule("conv1d conv2d conv3d")
+_KERNEL = "stride padding dilation groups output_padding"
+
+
+@rule("conv1d conv2d conv3d", ints=_KERNEL)
 def _conv(flow: Flow, node: Node) -> Labels:
     """b (g i) *s, (g o) i *k, (g o) -> b (g o) *t"""
     return _convolve(flow, node, transposed=False)
 
 
-@rule("conv_transpose1d conv_transpose2d conv_transpose3d")
+@rule("conv_transpose1d conv_transpose2d conv_transpose3d", ints=_KERNEL)
 def _conv_transpose(flow: Flow, node: Node) -> Labels:
     """b (g i) *s, (g i) o *k, (g o) -> b (g o) *t"""
     return _convolve(flow, node, transposed=True)
 
 
-@rule("convolution")
+@rule("convolution", ints=_KERNEL)
 def _convolution(flow: Flow, node: Node) -> Labels:
     return _convolve(flow, node, transposed=bool(node.args.get("transposed")))
 
@@ -81,7 +84,7 @@ def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
     return Labels.of(node.shape, {**lead, c: outputs})
 
 
-@rule("layer_norm rms_norm native_layer_norm")
+@rule("layer_norm rms_norm native_layer_norm", ints="normalized_shape eps")
 def _layer_norm(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["input"])
     k = len(node.args["normalized_shape"])
@@ -100,7 +103,7 @@ def _layer_norm(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@rule("group_norm")
+@rule("group_norm", ints="num_groups width")
 def _group_norm(flow: Flow, node: Node) -> Labels:
     x = flow.separate(flow.labels(node.args["input"]), 1)
     groups, n = node.args["num_groups"], x.shape[1]

@@ -17,21 +17,30 @@ from ..trace import Node, Ref
 
 Rule = Callable[[Flow, Node], Output]
 RULES: dict[str, Rule] = {}
+# The int arguments that a rule heeds, or knows to leave sizes alone; "*": all. Those that name dims every rule heeds.
+INTS: dict[str, frozenset[str]] = {}
+DIMS = frozenset(
+    ("dim", "dims", "dim0", "dim1", "axis0", "axis1", "source", "destination", "start_dim", "end_dim")
+)
 
 
-def row(ops: str, rule: Rule) -> None:
-    """Enter a rule for one or several operations; a second rule for the same operation is an error."""
+def row(ops: str, rule: Rule, ints: str = "") -> None:
+    """Enter a rule for one or several operations; a second rule for the same operation is an error.
+
+    `ints` names the int arguments, besides dims, that the rule has thought of. An int that is neither among them nor
+    said to count labels freezes what the operation touches (`apply_rule`).
+    """
     for op in ops.split():
         if op in RULES:
             raise ValueError(f"two rules for {op}")
-        RULES[op] = rule
+        RULES[op], INTS[op] = rule, frozenset(ints.split())
 
 
-def rule(ops: str) -> Callable[[Rule], Rule]:
+def rule(ops: str, ints: str = "") -> Callable[[Rule], Rule]:
     """`row`, as a decorator."""
 
     def enter(f: Rule) -> Rule:
-        row(ops, f)
+        row(ops, f, ints)
         return f
 
     return enter

@@ -18,7 +18,9 @@ from .notation import dims_of, rule
     " adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices"
     " upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d"
     " upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa"
-    " lp_pool2d"
+    " lp_pool2d",
+    ints="kernel_size stride padding dilation output_size divisor_override norm_type scales scale_factors scales_h"
+    " scales_w scales_d",
 )
 def _pool(flow: Flow, node: Node) -> Output:
     """Channels pass; the trailing pixel dims are resampled."""
@@ -37,20 +39,22 @@ def _pool(flow: Flow, node: Node) -> Output:
 
 @rule(
     "mean sum amax amin var std prod any all logsumexp norm linalg_vector_norm max min median argmax argmin var_mean"
-    " std_mean topk"
+    " std_mean topk",
+    ints="k p ord correction",
 )
 def _reduce(flow: Flow, node: Node) -> Output:
     x = flow.labels(node.args.get("self", node.args.get("input")))
     if len(list(node.refs())) > 1:
         return elementwise(flow, node)  # max(a, b), min(a, b)
     dims = dims_of(node, "dim", x.ndim)
+    counts = node.op in ("argmax", "argmin", "topk", "median") or flow.reads_element(node, 1)
     for d in dims:
         f = x.factor(d)
         if f is None:
             continue
         if len(f.dims) > 1:
             x = flow.collapse(x, d)
-        elif node.op in ("argmax", "argmin", "topk", "median"):
+        elif counts and "mean" not in node.op:
             flow.freeze(f.labels, f"{node.op} counts positions along it")
         elif node.op != "sum":
             flow.note(f.labels, f"{node.op} runs over the units that stay")
@@ -95,7 +99,7 @@ def _matmul(flow: Flow, node: Node) -> Labels:
     return contract(flow, [a, b], [left, right], out, node.shape)
 
 
-@rule("addmm baddbmm addbmm addmv")
+@rule("addmm baddbmm addbmm addmv", ints="alpha beta")
 def _addmm(flow: Flow, node: Node) -> Labels:
     names = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}.get(node.op, ("batch1", "batch2"))
     a, b = (flow.labels(node.args[k]) for k in names)

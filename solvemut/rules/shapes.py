@@ -14,8 +14,10 @@ from .elementwise import broadcast, joint_dims, unknown
 from .notation import dims_of, rule
 
 
-@rule("view reshape _unsafe_view view_as reshape_as flatten unflatten ravel")
-def _reshape(flow: Flow, node: Node) -> Labels:
+@rule("view reshape _unsafe_view view_as reshape_as flatten unflatten ravel", ints="size shape sizes")
+def _reshape(flow: Flow, node: Node) -> Output:
+    if "dtype" in node.args:  # the same bytes read as other numbers
+        return unknown(flow, node)
     return flow.view(flow.labels(node.args["self"]), node.shape, view_literals(node))
 
 
@@ -60,13 +62,17 @@ def _unsqueeze(flow: Flow, node: Node) -> Labels:
 @rule("squeeze")
 def _squeeze(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
-    gone = [d for d in dims_of(node, "dim", x.ndim) if x.shape[d] == 1]
+    dims = dims_of(node, "dim", x.ndim)
+    gone = [d for d in dims if x.shape[d] == 1]
+    for d in dims:
+        if (f := x.factor(d)) is not None and len(f.dims) == 1:
+            flow.at_least(f.labels, 2, "squeeze leaves a dim with more than one position")
     for d in sorted(gone, reverse=True):
         x = x.take(d, 0)
     return x
 
 
-@rule("expand expand_as broadcast_to")
+@rule("expand expand_as broadcast_to", ints="size")
 def _expand(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     lead = len(node.shape) - x.ndim
@@ -89,7 +95,7 @@ def _hstack(flow: Flow, node: Node) -> Labels:
     return concatenate(flow, xs, 1 if node.op == "hstack" and xs[0].ndim > 1 else 0, node.shape)
 
 
-@rule("repeat tile")
+@rule("repeat tile", ints="repeats")
 def _repeat(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     times = list(node.args.get("repeats", node.args.get("dims")))
@@ -101,7 +107,7 @@ def _repeat(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@rule("repeat_interleave")
+@rule("repeat_interleave", ints="repeats")
 def _repeat_interleave(flow: Flow, node: Node) -> Output:
     x, k, d = flow.labels(node.args["self"]), node.args.get("repeats"), node.args.get("dim")
     if not isinstance(k, int) or d is None:
@@ -109,7 +115,7 @@ def _repeat_interleave(flow: Flow, node: Node) -> Output:
     return x.take(d, np.repeat(np.arange(x.shape[d]), k)) if x.factor(d % x.ndim) else x.resized(d, x.shape[d] * k)
 
 
-@rule("select")
+@rule("select", ints="index")
 def _select(flow: Flow, node: Node) -> Labels:
     x, d = flow.labels(node.args["self"]), node.args["dim"]
     d %= x.ndim
@@ -131,7 +137,7 @@ def _unbind(flow: Flow, node: Node) -> list[Labels]:
     return [x.take(d, i) for i in range(x.shape[d])]
 
 
-@rule("slice narrow")
+@rule("slice", ints="start end step")
 def _slice(flow: Flow, node: Node) -> Labels:
     x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
     d %= x.ndim
@@ -155,6 +161,24 @@ def _slice(flow: Flow, node: Node) -> Labels:
     return x.take(d, slice(start, stop))
 
 
+@rule("narrow", ints="start length")
+def _narrow(flow: Flow, node: Node) -> Labels:
+    x, d = flow.labels(node.args["self"]), node.args["dim"]
+    d %= x.ndim
+    start, n = node.args["start"], node.shape[d]
+    x = _inner_whole(flow, x, d)
+    if (f := x.factor(d)) is None:
+        return x.resized(d, n)
+    if not isinstance(start, int) or start < 0 or len(f.dims) > 1:
+        flow.freeze(f.labels, "narrow picks positions from it")
+        return x.without([d]).resized(d, n)
+    units = x.filled(d)
+    flow.literal(("start",), units[:start])
+    flow.literal(("length",), units[start : start + n])
+    flow.nonempty([units[start : start + n]])
+    return x.take(d, slice(start, start + n))
+
+
 def slice_bounds(node: Node, n: int) -> tuple[int, int]:
     """The bounds of a slice as non-negative ints."""
     start, stop, _ = slice(node.args.get("start"), node.args.get("end")).indices(n)
@@ -167,7 +191,10 @@ def _inner_whole(flow: Flow, x: Labels, d: int) -> Labels:
     return flow.whole(x, d) if f is not None and len(f.dims) > 1 and d != f.dims[0] else x
 
 
-@rule("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk")
+@rule(
+    "split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk",
+    ints="split_size split_sizes chunks sections indices",
+)
 def _split(flow: Flow, node: Node) -> list[Labels]:
     x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
     d %= x.ndim
@@ -183,7 +210,14 @@ def _split(flow: Flow, node: Node) -> list[Labels]:
         return parts
     units = [x.filled(d)[a:b] for a, b in itertools.pairwise(cuts)]
     flow.nonempty(units)
-    if node.op in ("split_with_sizes",) or isinstance(node.args.get("split_size"), (list, tuple)):
+    if node.op == "tensor_split" and "sections" not in node.args:
+        indices = node.args.get("indices")
+        if not isinstance(indices, list) or list(indices) != cuts[1:-1].tolist():
+            flow.freeze(f.labels, "tensor_split picks positions from it")
+            return parts
+        for i, at in enumerate(indices):
+            flow.literal(("indices", i), x.filled(d)[:at])
+    elif node.op in ("split_with_sizes",) or isinstance(node.args.get("split_size"), (list, tuple)):
         name = "split_sizes" if "split_sizes" in node.args else "split_size"
         for i, u in enumerate(units):
             flow.literal((name, i), u)
@@ -196,7 +230,7 @@ def _split(flow: Flow, node: Node) -> list[Labels]:
     return parts
 
 
-@rule("getitem")
+@rule("getitem", ints="b")
 def _getitem(flow: Flow, node: Node) -> Labels:
     return flow.element(node.args["a"], node.args["b"])
 
@@ -230,7 +264,10 @@ def _stack(flow: Flow, node: Node) -> Labels:
     return broadcast(flow, xs, xs[0].shape).insert(d, len(xs))
 
 
-@rule("pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d")
+@rule(
+    "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d",
+    ints="pad padding value",
+)
 def _pad(flow: Flow, node: Node) -> Labels:
     """New positions of a labelled dim are fixed: they hold a constant."""
     x = flow.labels(node.args.get("self", node.args.get("input")))
@@ -263,7 +300,7 @@ def _glu(flow: Flow, node: Node) -> Labels:
     return broadcast(flow, [a, b], node.shape)
 
 
-@rule("pixel_shuffle pixel_unshuffle")
+@rule("pixel_shuffle pixel_unshuffle", ints="upscale_factor downscale_factor")
 def _pixel_shuffle(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     c = x.ndim - 3
@@ -305,13 +342,16 @@ def _index_select(flow: Flow, node: Node) -> Labels:
     return x.without([d]).resized(d, node.shape[d])
 
 
-@rule("zeros ones full empty rand randn new_zeros new_ones new_full new_empty arange eye scalar_tensor linspace tensor")
+@rule(
+    "zeros ones full empty rand randn new_zeros new_ones new_full new_empty arange eye scalar_tensor linspace tensor",
+    ints="*",
+)
 def _create(flow: Flow, node: Node) -> Labels:
     """A new tensor follows the sizes it is made from; a size written as a number is fixed."""
     sizes = node.args.get("size") or []
     return Labels.of(node.shape, {d: flow.created(("size", d), n) for d, n in enumerate(sizes) if n > 1})
 
 
-@rule("sym_size _assert_tensor_metadata _assert_async _assert_scalar")
+@rule("sym_size _assert_tensor_metadata _assert_async _assert_scalar", ints="*")
 def _nothing(flow: Flow, node: Node) -> Labels:
     return Labels(node.shapes[0] if node.shapes else ())
