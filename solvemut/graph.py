@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
 
+from .arguments import near, shown
 from .constraints import Affine, Cost
 from .costs import COSTS
 from .coupling import Coupling, Group
 from .errors import RequestError
 from .flow import Extent
-from .labels import FIXED, Labels
+from .labels import FIXED, Factor, Labels
 from .report import clipped, short, table
 from .trace import Node, Trace
 
@@ -64,9 +65,51 @@ class Graph:
 
     @cached_property
     def vertices(self) -> tuple[Vertex, ...]:
-        """Inputs first, then layers and operations in execution order."""
+        """Inputs first, then layers and operations in execution order, then parameters that no layer shows."""
         inputs = [self._input(name) for name in self.trace.inputs]
-        return (*inputs, *(self._vertex(name, nodes) for name, nodes in self._calls().items()))
+        calls = [self._vertex(name, nodes) for name, nodes in self._calls().items()]
+        return (*inputs, *calls, *self._inside(calls))
+
+    def _inside(self, calls: list[Vertex]) -> list[Vertex]:
+        """Parameters that make units which their module does not return: they have a size of their own."""
+        shown = np.unique(np.concatenate([np.empty(0, dtype=int), *(v.units for v in calls if v.makes_units)]))
+        names = {v.name for v in calls}
+        found = []
+        for value, dim in [(v, d) for v, dims in self._makers.items() for d in dims]:
+            extent = Extent(self.coupling.sources[value, dim].labels.reshape(-1), owner=self.coupling)
+            units = self.coupling.units(extent)
+            if np.isin(units, [FIXED, *shown]).all() or self.coupling.frozen[units].all():
+                continue
+            p = self.trace.params[value]
+            name = p.name if p.name not in names else f"{p.name}[dim {dim}]"
+            names.add(name)
+            found.append(Vertex(name, "parameter", (), Affine.of(extent, f"{name}.out"), units, dim, True))
+        return found
+
+    @cached_property
+    def _makers(self) -> dict[str, list[int]]:
+        """The parameters that make units, in execution order, each with the dims that do."""
+        found: dict[str, list[int]] = {}
+        for value, dim in self.coupling.sources:
+            p = self.trace.params.get(value)
+            if p is not None and p.kind == "parameter" and (value, dim) in self.coupling.produced:
+                found.setdefault(value, []).append(dim)
+        return found
+
+    def _made_by(self, values: Iterable[str]) -> list[np.ndarray]:
+        """The units of each dim of these parameters that makes units."""
+        sources = self.coupling.sources
+        return [self.coupling.units(sources[v, d]) for v in dict.fromkeys(values) for d in self._makers.get(v, ())]
+
+    @cached_property
+    def _first_maker(self) -> dict[int, str]:
+        """For every unit the parameter that makes it before any other does."""
+        found: dict[int, str] = {}
+        for value in self._makers:
+            for units in self._made_by([value]):
+                for u in units.reshape(-1).tolist():
+                    found.setdefault(u, value)
+        return found
 
     def _calls(self) -> dict[str, list[Node]]:
         """Nodes by vertex: one call of a leaf module is one vertex, an operation in a container is another."""
@@ -78,28 +121,34 @@ class Graph:
         last, name = None, ""
         for node in self.trace.nodes:
             if node.module in containers:
-                calls[node.name] = [node]
+                calls[_unused(self._weight_of(node) or node.name, calls)] = [node]
                 last = None
                 continue
             if node.module != last:
-                name, k = node.module, 2
-                while name in calls:
-                    name, k = f"{node.module}#{k}", k + 1
+                name = _unused(node.module, calls)
                 last = node.module
             calls.setdefault(name, []).append(node)
         return {k: nodes for k, nodes in calls.items() if any(n.op not in _SILENT for n in nodes)}
 
+    def _weight_of(self, node: Node) -> str | None:
+        """The path of the one weight that an operation without a module makes its units of: users know it by that."""
+        weights = [p for r in dict.fromkeys(node.refs()) if r in self._makers and (p := self.trace.params[r])]
+        weights = [p for p in weights if len(p.shape) > 1]
+        return weights[0].name if len(weights) == 1 else None
+
     def __getitem__(self, name: str) -> Vertex:
         """A vertex by module path at any depth, operation name or input name; RequestError suggests near names."""
+        if not isinstance(name, str):
+            raise RequestError(f"graph[{shown(name)}]: give the name of a vertex, such as 'layer1.0.conv1'")
         found = {v.name: v for v in self.vertices}.get(name) or self._cache.get(name)
         if found is None:
             inside = [n for n in self.trace.nodes if n.module == name or n.module.startswith(name + ".")]
             inside = inside or [n for n in self.trace.nodes if n.name == name]
             if not inside:
                 known = [v.name for v in self.vertices] + sorted({n.module for n in self.trace.nodes})
-                near = difflib.get_close_matches(str(name), known, 3, 0.5)
-                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-                raise RequestError(f"there is no vertex {name!r} in this graph{hint}")
+                meant = near(name, known)
+                hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+                raise RequestError(f"there is no vertex {shown(name)} in this graph{hint}")
             found = self._cache[name] = self._vertex(name, inside)
         return found
 
@@ -135,11 +184,7 @@ class Graph:
             if labels is None
             else Affine.of(Extent(labels.reshape(-1), owner=self.coupling), f"{name}.out")
         )
-        produced = [
-            self.coupling.units(self.coupling.sources[key])
-            for n in nodes for r in n.refs() if r in self.trace.params and self.trace.params[r].kind == "parameter"
-            for key in self.coupling.produced if key[0] == r
-        ]  # fmt: skip
+        produced = self._made_by(r for n in nodes for r in n.refs())
         free = units[units != FIXED]
         makes = any(np.isin(free, u).any() for u in produced)
         op = last.op if len(nodes) == 1 else "+".join(dict.fromkeys(n.op for n in nodes if n.op not in _SILENT))
@@ -187,6 +232,8 @@ class Graph:
         labels = self.coupling.values[node.name]
         factors = labels.factors if isinstance(labels, Labels) else ()
         before = [self._labels_at(r, found) for r in refs if r in found]
+        if factors and not refs:
+            return self._made_dims(node, factors)
         for f in factors:
             if any(b is not None and np.isin(f.labels, b).any() for b in before):
                 return f.dims
@@ -194,6 +241,16 @@ class Graph:
             return factors[-1].dims
         same = [found[r] for r in refs if r in found and len(self.trace.shape(r)) == n]
         return same[0] if same else (1,) if n > 3 else (n - 1,)
+
+    def _made_dims(self, node: Node, factors: Sequence[Factor]) -> tuple[int, ...]:
+        """Of a value made of parameters alone: the dims of units that can go and that these make first, or the last."""
+        own = set(node.refs())
+
+        def is_made_here(f: Factor) -> bool:
+            units = self.coupling.units(f.labels).reshape(-1)
+            return any(self._first_maker.get(u) in own for u in units[~self.coupling.frozen[units]].tolist())
+
+        return max(reversed(factors), key=is_made_here).dims
 
     def _labels_at(self, value: str, found: Mapping[str, tuple[int, ...]]) -> np.ndarray | None:
         labels = self.coupling.values.get(value)
@@ -310,15 +367,25 @@ def _by_vertex(cost: Cost) -> dict[str, int]:
     return out
 
 
+def _unused(name: str, taken: Container[str]) -> str:
+    """The name, or the name with the number of its call."""
+    return next(n for k in count(1) if (n := name if k == 1 else f"{name}#{k}") not in taken)
+
+
 def _some(places: list[str]) -> str:
     shown = ", ".join(dict.fromkeys(places[:3]))
     return shown + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 
 _SILENT = {"getitem", "_assert_tensor_metadata", "sym_size", "detach", "alias", "clone", "contiguous"}
+# The dim that an operation calls its channels or features, from the end where it also works without a batch.
 _BY_OP: dict[str, int] = {
     **dict.fromkeys(["linear", "layer_norm", "rms_norm", "embedding"], -1),
-    **dict.fromkeys(
-        ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm",
-         "group_norm", "instance_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "pixel_shuffle"], 1),
-}  # fmt: skip
+    **dict.fromkeys(["batch_norm", "group_norm", "instance_norm"], 1),
+    "pixel_shuffle": -3,
+    **{
+        f"{op}{n}d": -1 - n
+        for n in (1, 2, 3)
+        for op in ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+    },
+}
