@@ -141,7 +141,8 @@ def _check_example(plan: PlanRecord) -> None:
     try:
         spec = json.loads(plan.example)
         dtypes = {x["dtype"] for x in spec["leaves"] if isinstance(x, dict)}
-        pytree.tree_unflatten(spec["leaves"], pytree.treespec_loads(spec["tree"]))
+        leaves = [torch.empty(0) if isinstance(x, dict) else x for x in spec["leaves"]]
+        pytree.tree_unflatten(leaves, pytree.treespec_loads(spec["tree"]))
     except Exception as e:
         raise PlanMismatchError(
             f"example: torch cannot build the inputs of this plan ({type(e).__name__}: {e}); if they hold a type of "

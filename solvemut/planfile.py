@@ -114,6 +114,12 @@ def number(low: float) -> Check:
     return is_number
 
 
+def budget(where: str, x: Any) -> None:
+    """A limit as the caller gave it: an int may be of any size, as it is compared exactly."""
+    if x is not None and type(x) is not int:
+        number(-math.inf)(where, x)
+
+
 def optional(inner: Check) -> Check:
     return lambda where, x: None if x is None else inner(where, x)
 
@@ -285,7 +291,7 @@ FORM = record(
     indices=mapping(by_dim(index)),
     units=mapping(by_dim(each(each(row(SIZE, SIZE, SIZE))))),
     shapes=mapping(row(SHAPE, SHAPE)),
-    costs=mapping(row(COUNT, COUNT, optional(number(-math.inf)))),
+    costs=mapping(row(COUNT, COUNT, budget)),
     attributes=each(row(text, text, optional(SIZE), INT, INT)),
     notes=each(text),
     root=text,
@@ -311,9 +317,9 @@ def _shrink(data: Data) -> None:
 
 def _keeps_promises(data: Data) -> None:
     """Budgets hold, and no plan is worth more than its bound; floats were rounded when they were written."""
-    for name, (_, after, budget) in data["costs"].items():
-        if budget is not None and after > budget + 1e-9 * abs(budget):
-            _fail(f"costs[{name!r}][1]", f"a cost within the budget of {budget}", after)
+    for name, (_, after, limit) in data["costs"].items():
+        if limit is not None and after > limit + (1e-9 * abs(limit) if type(limit) is float else 0):
+            _fail(f"costs[{name!r}][1]", f"a cost within the budget of {_shown(limit)}", after)
     certificate = data["certificate"]
     value, bound = certificate["objective"], certificate["bound"]
     if value > bound + 1e-6 * max(abs(value), abs(bound), 1):

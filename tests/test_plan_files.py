@@ -315,6 +315,12 @@ def test_what_is_wrong_is_named(edit, words):
         sm.Plan.from_json(edited("ResNeXt", edit))
 
 
+def test_a_budget_may_be_an_int_of_any_size():
+    plan = case("Mlp")[2]
+    huge = replace(plan, costs={k: replace(c, budget=10**400) for k, c in plan.costs.items()})
+    assert sm.Plan.from_json(huge.to_json()) == huge
+
+
 def test_a_missing_and_a_wrong_checksum():
     data = json.loads(case("Mlp")[2].to_json())
     del data["checksum"]
