@@ -191,7 +191,7 @@ class _Analysis:
             self.unit_of = unit_of
             frozen, reasons = self._frozen(unit_of)
             rows: list[Rows] = []
-            literals = [(lit.labels, lit.node, lit.path) for lit in self.facts.literals]
+            literals = [(lit.labels, lit.node, lit.path, lit.sign) for lit in self.facts.literals]
             known = (len(self.edges), len(self.frozen_labels), len(self.pinned))
             self.pins: list[AttributeUse] = []
             self.divides = []
@@ -222,7 +222,7 @@ class _Analysis:
 
     def _rectangle(
         self, k: int, rect: Rectangle, unit_of: np.ndarray, frozen: np.ndarray, rows: list[Rows]
-    ) -> list[tuple[np.ndarray, Node, Path]]:
+    ) -> list[tuple[np.ndarray, Node, Path, int]]:
         """What one rectangle demands: sizes of its axes, or rows of equal size."""
         labels, units = rect.labels, unit_of[rect.labels]
         paths = list(rect.paths)
@@ -238,7 +238,7 @@ class _Analysis:
                 labels, units = labels.take(0, axis=axis), units.take(0, axis=axis)
                 self._pin(rect.node, paths.pop(axis))
         if units.ndim == 1:
-            return [(labels, rect.node, paths[0])] if paths[0] is not None else []
+            return [(labels, rect.node, paths[0], 1)] if paths[0] is not None else []
         written = [p is not None and self._is_number(rect.node, p) for p in paths]
         free = [axis for axis in range(units.ndim) if not written[axis]]
         if not free:
@@ -264,12 +264,12 @@ class _Analysis:
             act()
 
     def _literals(
-        self, literals: Sequence[tuple[np.ndarray, Node, Path]], unit_of: np.ndarray, frozen: np.ndarray
+        self, literals: Sequence[tuple[np.ndarray, Node, Path, int]], unit_of: np.ndarray, frozen: np.ndarray
     ) -> tuple[list[Link], list[AttributeUse]]:
         """Links between sizes that one int of the forward gives; a size written as a number is frozen."""
         links: list[Link] = []
         uses: list[AttributeUse] = []
-        for labels, node, path in literals:
+        for labels, node, path, sign in literals:
             labels = labels.reshape(-1)
             size = node.sizes.get(path)
             if size is None or size.op == "const":
@@ -278,7 +278,7 @@ class _Analysis:
                 number = _number(node, path)
                 self._freeze(labels, f"the size {number} is written as a number in the forward", node)
                 continue
-            form = affine(size)
+            form = affine(size if sign > 0 else Size("-", (Size("const", (0,)), size)))
             if form is None:
                 continue  # checked by a run of the changed model on fake tensors
             constant, leaves = form

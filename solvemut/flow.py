@@ -57,11 +57,12 @@ class Freeze:
 
 @dataclass(frozen=True, eq=False)
 class Literal:
-    """An int in a node's arguments that says how many of `labels` there are."""
+    """An int in a node's arguments that says how many of `labels` there are; with sign -1, as `x[:, -n:]` does."""
 
     labels: np.ndarray
     node: Node
     path: Path
+    sign: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,11 +231,11 @@ class Flow:
         if labels is not None:
             self.facts.notes.append(Freeze(labels, self.node, why))
 
-    def literal(self, path: Path, labels: np.ndarray | None) -> None:
+    def literal(self, path: Path, labels: np.ndarray | None, sign: int = 1) -> None:
         """The int at `path` says how many of these labels there are."""
         self.counted.add(path[0])
         if labels is not None and labels.any():
-            self.facts.literals.append(Literal(labels, self.node, path))
+            self.facts.literals.append(Literal(labels, self.node, path, sign))
 
     def equal(self, parts: Sequence[np.ndarray], why: str) -> None:
         """Of each part equally many units must stay."""

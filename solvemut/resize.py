@@ -345,7 +345,7 @@ def solve_attributes(trace: Trace) -> dict[Size, int]:
             value: Any = node.args.get(path[0])
             for k in path[1:]:
                 value = value[k]
-            if isinstance(value, int) and value >= 0:
+            if isinstance(value, int) and (value >= 0 or node.op == "slice"):  # -1 of a view stands for any size
                 equations.append((size, value, node))
     for size, place in trace.numbers:
         here = Node(place, "number", {}, ())

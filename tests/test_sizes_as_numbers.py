@@ -292,6 +292,23 @@ def tensor_split_by_indices(m, x, h):
 
 
 @forward
+def tensor_split_in_the_middle(m, x, h):
+    a, b = h.tensor_split([8], 1)
+    return torch.cat([b, a], 1)
+
+
+@forward
+def slices_from_the_end(m, x, h):
+    half = h.shape[1] // 2
+    return torch.cat([h[:, -half:], h[:, :-half]], 1)
+
+
+@forward
+def slices_by_an_attribute_from_the_end(m, x, h):
+    return torch.cat([h[:, -m.heads :], h[:, : -m.heads]], 1)
+
+
+@forward
 def tensor_split_by_sections(m, x, h):
     a, b = h.tensor_split(2, 1)
     return torch.cat([b, a], 1)

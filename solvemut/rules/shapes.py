@@ -155,8 +155,8 @@ def _slice(flow: Flow, node: Node) -> Labels:
     for name, at in (("start", start), ("end", stop)):
         if 0 < at < n:
             raw = node.args.get(name)
-            part = units[at:] if isinstance(raw, int) and raw < 0 else units[:at]
-            flow.literal((name,), part)
+            from_the_end = isinstance(raw, int) and raw < 0
+            flow.literal((name,), units[at:] if from_the_end else units[:at], -1 if from_the_end else 1)
     flow.nonempty([units[start:stop]])
     return x.take(d, slice(start, stop))
 
