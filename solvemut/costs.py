@@ -43,9 +43,8 @@ def params(coupling: Coupling) -> Cost:
 @cost
 def flops(coupling: Coupling) -> Cost:
     """Floating-point operations of one forward on the captured inputs."""
-    monomials = (
-        monomial(coupling, 2 * w.coefficient, w.extents, w.node.module or w.node.name) for w in coupling.facts.works
-    )
+    works = (w for w in coupling.facts.works if not w.node.tag)  # of further calls only the couplings count
+    monomials = (monomial(coupling, 2 * w.coefficient, w.extents, w.node.module or w.node.name) for w in works)
     return Cost("flops", tuple(monomials), coupling)
 
 

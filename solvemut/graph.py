@@ -59,6 +59,7 @@ class Graph:
     coupling: Coupling
     example: str = ""  # the example inputs as JSON: shapes, dtypes, structure
     model: Any = field(default=None, repr=False)  # the module that was captured; values are evaluated on it
+    examples: tuple[Any, ...] = field(default=(), repr=False)  # the calls it was captured by, as `example` has them
     _cache: dict[str, Vertex] = field(default_factory=dict, repr=False)
 
     # -- vertices --------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ class Graph:
     @cached_property
     def vertices(self) -> tuple[Vertex, ...]:
         """Inputs first, then layers and operations in execution order, then parameters that no layer shows."""
-        inputs = [self._input(name) for name in self.trace.inputs]
+        inputs = [self._input(name) for name in self.trace.inputs if ":" not in name]  # those of the first call
         calls = [self._vertex(name, nodes) for name, nodes in self._calls().items()]
         return (*inputs, *calls, *self._inside(calls))
 
@@ -119,7 +120,10 @@ class Graph:
             containers.update(".".join(parts[:k]) for k in range(1, len(parts)))
         calls: dict[str, list[Node]] = {}
         last, name = None, ""
+        shown = {*containers, *(n.module for n in self.trace.nodes if not n.tag)}
         for node in self.trace.nodes:
+            if node.tag and node.module in shown:
+                continue  # another call shows only the layers that no earlier call runs
             if node.module in containers:
                 calls[_unused(self._weight_of(node) or node.name, calls)] = [node]
                 last = None
@@ -143,6 +147,7 @@ class Graph:
         found = {v.name: v for v in self.vertices}.get(name) or self._cache.get(name)
         if found is None:
             inside = [n for n in self.trace.nodes if n.module == name or n.module.startswith(name + ".")]
+            inside = [n for n in inside if not n.tag] or inside
             inside = inside or [n for n in self.trace.nodes if n.name == name]
             if not inside:
                 known = [v.name for v in self.vertices] + sorted({n.module for n in self.trace.nodes})
@@ -311,7 +316,10 @@ class Graph:
         lines = [
             f"no rule for {op}: what it touches is frozen ({places})" for op, places in self._unsupported().items()
         ]
-        lines += [f"{p.name}: not read by this forward, left as it is" for p in self.trace.unused]
+        lines += [f"{p.name}: not read by any captured call, left as it is" for p in self.trace.unused]
+        lines += list(self.trace.notes)
+        if self.examples and not self.example:
+            lines.append("the example inputs hold what JSON cannot: a plan read from a file cannot be verified")
         told: dict[str, list[str]] = {}
         for f in self.coupling.facts.notes:
             if f.node is not None and not self.coupling.frozen[self.coupling.units(f.labels)].all():

@@ -8,48 +8,69 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from .apply import Optimizers, Plan
-from .constraints import budget_of, flat
+from .arguments import flag, names, one_of, shown
+from .constraints import asked, budget_of
 from .coupling import couple
-from .errors import CaptureError, RequestError, UnsupportedOpError
+from .errors import CaptureError, PlanMismatchError, RequestError, UnsupportedOpError
+from .examples import MODES, check_methods, check_modes, examples_of, to_text
 from .graph import Graph
 from .interrupts import deferred
-from .problem import Problem
-from .tracing import example_text, trace_module
+from .optimizers import optimizers_of
+from .problem import Problem, check_fresh
+from .tracing import trace_examples
 from .values import Values
 
+VERIFY = ("program", "shapes", None)
 
-def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, strict: bool = False) -> Graph:
+
+def capture(
+    model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, strict: bool = False,
+    modes: str | Sequence[str] = MODES, methods: Mapping[str, Any] | None = None,
+) -> Graph:  # fmt: skip
     """The graph of a model: vertices, sizes, coupled groups, costs, and why something is frozen. Changes nothing.
 
     `args` is one input or a tuple of them. With strict=True an operation without a rule raises UnsupportedOpError; else
-    what it touches is frozen, shown by print(graph), and warned about once.
+    what it touches is frozen, shown by print(graph), and warned about once. The forward is read in eval mode, and in
+    train mode too where that takes other branches, unless modes="eval". `methods` names further methods that must go on
+    working, with example inputs: {"project": x}, or a list of such; {"forward": y} is a second example of the forward.
+    Sizes and costs are those of the first call.
 
     >>> import torch
     >>> graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), torch.ones(1, 3, 6, 6))
     >>> graph["0"].nin, graph["0"].nout, graph.params.now
     ([3], 8, 240)
     """
-    args = args if isinstance(args, tuple) else (args,)
     if not isinstance(model, nn.Module):
-        raise RequestError(f"capture takes a torch.nn.Module, not {type(model).__name__}")
+        raise RequestError(f"capture takes a torch.nn.Module, not {shown(model)}")
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(k, str) for k in kwargs)):
+        raise RequestError(f"kwargs={shown(kwargs)}: give a dict of the forward's keyword arguments by name")
+    strict = flag(strict, "strict")
     if any(p.is_inference() for p in model.parameters()):
         raise CaptureError(
             f"{type(model).__name__} was built under torch.inference_mode: torch can neither export nor train its "
             "parameters; build the model outside of it"
         )
-    with torch.inference_mode(False):
-        trace = trace_module(model, args, kwargs)
-    graph = Graph(trace, couple(trace), example_text(args, kwargs), model)
+    examples = examples_of(args, kwargs, methods)
+    check_methods(model, examples)
+    trace, examples = trace_examples(model, examples, check_modes(modes))
+    graph = Graph(trace, couple(trace), to_text(examples), model, tuple(examples))
     missing = graph.coupling.facts.unsupported
     if missing:
         what = ", ".join(sorted({n.op for n in missing}))
         if strict:
             raise UnsupportedOpError(f"no rule for {what}: {'; '.join(n.at() for n in missing[:5])}")
         warnings.warn(f"no rule for {what}; what they touch is frozen, see print(graph)", stacklevel=2)
+    if trace.unused:
+        names_of = [p.name for p in trace.unused]
+        more = f" and {len(names_of) - 3} more" if len(names_of) > 3 else ""
+        warnings.warn(
+            f"no captured call reads {', '.join(names_of[:3])}{more}: left as they are, so whatever else reads them "
+            "may not fit afterwards; name it in methods=, if it is another method",
+            stacklevel=2,
+        )
     return graph
 
 
@@ -67,11 +88,16 @@ class Mutator:
     def __init__(
         self, model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None,
         optimizer: Optimizers = None, strict: bool = False, followers: Sequence[nn.Module] = (),
+        modes: str | Sequence[str] = MODES, methods: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        optimizers_of(optimizer)
+        followers = () if followers is None else [followers] if isinstance(followers, nn.Module) else followers
+        if not isinstance(followers, Sequence):
+            raise RequestError(f"followers={shown(followers)}: give modules that follow the model, such as an EMA copy")
         self.model = model
         self.optimizer = optimizer
         self.followers = followers
-        self.graph = capture(model, args, kwargs, strict)
+        self.graph = capture(model, args, kwargs, strict, modes, methods)
 
     def prune(
         self,
@@ -82,11 +108,11 @@ class Mutator:
         latency: Any = None,
         values: Values = None,
         round_to: int | None = None,
-        keep: str | Iterable[str] = (),
-        constraints: Any = (),
+        keep: str | Iterable[str] | None = None,
+        constraints: Any = None,
         dry_run: bool = False,
         on_infeasible: str = "raise",
-        time_limit: float = 60.0,
+        time_limit: float | None = 60.0,
         gap: float = 1e-3,
         seed: int = 0,
         progress: bool | None = None,
@@ -104,13 +130,16 @@ class Mutator:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
         if on_infeasible != "raise":
             raise RequestError(
-                f"on_infeasible={on_infeasible!r} is not available for prune; it raises with the conflict"
+                f"on_infeasible={shown(on_infeasible)} is not available for prune; it raises with the conflict"
             )
+        one_of(verify, "verify", VERIFY)
+        dry_run = flag(dry_run, "dry_run")
+        check_fresh(self.graph)
         problem = Problem(self.graph)
         problem.maximize(values)
         problem.round_to(round_to)
-        problem.keep(*([keep] if isinstance(keep, str) else keep))
-        problem.add(flat([constraints(self.graph)] if callable(constraints) else [list(constraints)]))
+        problem.keep(*names(keep, "keep"))
+        problem.add(asked(constraints, self.graph))
         for cost, limit in ((self.graph.flops, flops), (self.graph.params, params)):
             if limit is not None:
                 problem.add(budget_of(cost, limit))
@@ -120,7 +149,11 @@ class Mutator:
     def apply(self, plan: Plan, verify: str | None = "program") -> Plan:
         """Apply a plan that was made for the present graph."""
         with deferred():  # an interrupt finds the graph of the model as it is
-            plan.apply(self.model, self.optimizer, self.followers, verify)
+            try:
+                plan.apply(self.model, self.optimizer, self.followers, verify)
+            except PlanMismatchError:
+                check_fresh(self.graph)  # says so, where the model was changed by somebody else
+                raise
             if plan.graph is not None:
                 self.graph = replace(plan.graph, model=self.model)
         return plan
@@ -136,7 +169,9 @@ class Mutator:
 
 def prune(
     model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, *,
-    optimizer: Optimizers = None, followers: Sequence[nn.Module] = (), **request: Any,
+    optimizer: Optimizers = None, followers: Sequence[nn.Module] = (), modes: str | Sequence[str] = MODES,
+    methods: Mapping[str, Any] | None = None, **request: Any,
 ) -> Plan:  # fmt: skip
-    """Prune a model in place: `Mutator(model, args, kwargs, optimizer).prune(**request)`."""
-    return Mutator(model, args, kwargs, optimizer, followers=followers).prune(**request)
+    """Prune a model in place: `Mutator(model, args, kwargs, optimizer, ...).prune(**request)`."""
+    mutator = Mutator(model, args, kwargs, optimizer, followers=followers, modes=modes, methods=methods)
+    return mutator.prune(**request)

@@ -223,12 +223,27 @@ def index(where: str, x: Any) -> None:
 
 
 def example(where: str, x: Any) -> None:
-    """The example inputs as `example_text` writes them, or nothing."""
+    """The example calls as `examples.to_text` writes them, or nothing."""
     text(where, x)
     if not x:
         return
     spec = _inner_json(where, x)
-    _EXAMPLE(where, spec)
+    first = {k: v for k, v in spec.items() if k != "more"} if isinstance(spec, dict) else spec
+    _EXAMPLE(where, first)
+    _tree(where, first)
+    for k, call in enumerate(_more(where, spec)):
+        _FURTHER(f"{where}.more[{k}]", call)
+        _tree(f"{where}.more[{k}]", call)
+
+
+def _more(where: str, spec: Data) -> list[Any]:
+    found = spec.get("more", [])
+    each(lambda where, x: None)(f"{where}.more", found)
+    return found
+
+
+def _tree(where: str, spec: Data) -> None:
+    """The structure of the arguments fits their number."""
     root = _inner_json(f"{where}.tree", spec["tree"])
     row(whole(1), _node)(f"{where}.tree", root)
     if [root[1]["type"], *(child["type"] for child in root[1]["children_spec"])] != _CALL:
@@ -275,6 +290,7 @@ SHAPE = each(whole(0))
 _TENSOR = record(shape=SHAPE, dtype=text)
 _NODE = record(type=optional(text), context=optional(text), children_spec=each(_node))
 _EXAMPLE = record(leaves=each(_leaf), tree=text)
+_FURTHER = record(leaves=each(_leaf), tree=text, method=text, training=one_of(True, False))
 SIZE = whole(0)
 INT = whole(-LARGEST)
 COUNT = whole(0, 10**60)  # costs grow as products of sizes
@@ -337,7 +353,8 @@ def _attributes_once(data: Data) -> None:
 def _inputs_are_listed(data: Data) -> None:
     """The program, where there is one, takes the example's tensors."""
     if data["example"] and data["program"]:
-        leaves = json.loads(data["example"])["leaves"]
+        spec = json.loads(data["example"])
+        leaves = [x for call in (spec, *spec.get("more", ())) for x in call["leaves"]]
         given = sorted(f"input {tuple(x['shape'])}" for x in leaves if isinstance(x, dict))
         taken = sorted(line.partition(" = ")[2] for line in data["program"] if " = input " in line)
         if given != taken:

@@ -6,7 +6,7 @@ from a module; `coupling` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,6 +138,7 @@ class Node:
     module: str = ""  # path of the innermost module that ran it
     source: str = ""  # file:line and the code there
     sizes: Mapping[tuple[Any, ...], Size] = field(default_factory=dict)  # where the ints in `args` came from
+    tag: str = ""  # of a further call: another mode, method or example; costs are those of the first call
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,7 +189,8 @@ class Trace:
     attributes: Mapping[Size, int] = field(default_factory=dict)  # values of the attributes that sizes come from
     numbers: tuple[tuple[Size, str], ...] = ()  # sizes that the forward computes with as numbers, and where
     guards: tuple[Guard, ...] = ()  # what the forward asked of sizes
-    calls: tuple[Call, ...] = ()  # the calls of torch functions, as `verify` compares them; none if they have no text
+    calls: tuple[tuple[Call, ...], ...] = ()  # by example, what `verify` compares; none if some call has no text
+    notes: tuple[str, ...] = ()  # what could not be looked at
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter, an input or a node's (first) output."""
@@ -216,13 +218,16 @@ class Trace:
         known = {leaf for leaf in leaves if not str(leaf.args[0]).startswith("?")}
         return {**{leaf: self.shape(leaf.args[0])[leaf.args[1]] for leaf in known}, **self.attributes}
 
-    def foretold(self) -> list[Call] | None:
-        """The calls of torch functions with the sizes of this trace as numbers; None where one cannot be told."""
-        asked = [s for c in self.calls for s in _sizes_in(c.args)]
+    def foretold(self) -> list[list[Call]] | None:
+        """The calls of torch functions, with the sizes of this trace as numbers; None where one cannot be told."""
+        asked = [s for calls in self.calls for c in calls for s in _sizes_in(c.args)]
         env = self.sizes(asked)
         if not self.calls or any(leaf not in env for s in asked for leaf in s.leaves()):
             return None
-        return [Call(c.func, _numbers(c.args, env), tuple(self._made(o) for o in c.outs)) for c in self.calls]
+        return [
+            [Call(c.func, _numbers(c.args, env), tuple(self._made(o) for o in c.outs)) for c in calls]
+            for calls in self.calls
+        ]
 
     def _made(self, out: Any) -> Any:
         return out if out is None or isinstance(out, tuple) else self.shape(out)
@@ -246,3 +251,77 @@ class Trace:
         """The same pass with other parameter shapes and rewritten nodes."""
         new = {k: replace(p, shape=params.get(k, p.shape)) for k, p in self.params.items()}
         return replace(self, params=new, nodes=nodes).validate()
+
+
+# -- several calls as one trace ----------------------------------------------------------------------------------------
+
+
+def join(traces: Sequence[tuple[str, Trace]]) -> Trace:
+    """One trace of several calls of one model: they share its parameters. Values of further calls carry their tag."""
+    (_, first), *more = traces
+    value_of = {name: value for value, p in first.params.items() for name in _names(p)}
+    out = first
+    for tag, trace in more:
+        rename = {v: f"{tag}:{v}" for v in (*trace.inputs, *(n.name for n in trace.nodes))}
+        for value, p in trace.params.items():
+            shared = value_of.get(p.name) if p.kind != "constant" else None
+            rename[value] = shared or f"{tag}:{value}"
+            if shared is None:
+                value_of.update((name, rename[value]) for name in _names(p))
+        out = _extended(out, _renamed(trace, rename, tag))
+    read = {name for p in out.params.values() for name in _names(p)}
+    return replace(out, unused=tuple(p for p in first.unused if p.name not in read)).validate()
+
+
+def _names(p: Param) -> tuple[str, ...]:
+    return (p.name, *p.aliases) if p.kind != "constant" else ()
+
+
+def _extended(a: Trace, b: Trace) -> Trace:
+    return replace(
+        a,
+        params={**a.params, **{k: p for k, p in b.params.items() if k not in a.params}},
+        inputs={**a.inputs, **b.inputs},
+        nodes=(*a.nodes, *b.nodes),
+        outputs=tuple(dict.fromkeys((*a.outputs, *b.outputs))),
+        attributes={**a.attributes, **b.attributes},
+        numbers=tuple(dict.fromkeys((*a.numbers, *b.numbers))),
+        guards=tuple(dict.fromkeys((*a.guards, *b.guards))),
+        calls=(*a.calls, *b.calls) if a.calls and b.calls else (),
+    )
+
+
+def _renamed(t: Trace, names: Mapping[str, str], tag: str) -> Trace:
+    def size(s: Size) -> Size:
+        if s.op == "size":
+            return Size("size", (names.get(s.args[0], s.args[0]), s.args[1]))
+        return s if s.op in ("attr", "const") else Size(s.op, tuple(size(a) for a in s.args))
+
+    def value(a: Any) -> Any:
+        if isinstance(a, Ref):
+            return Ref(names[a.name])
+        return [value(x) for x in a] if isinstance(a, list) else a
+
+    def said(a: Any) -> Any:
+        if isinstance(a, Size):
+            return size(a)
+        return tuple(said(x) for x in a) if isinstance(a, tuple) else a
+
+    def node(n: Node) -> Node:
+        args, sizes = {k: value(v) for k, v in n.args.items()}, {k: size(s) for k, s in n.sizes.items()}
+        return replace(n, name=names[n.name], args=args, sizes=sizes, tag=tag)
+
+    def call(c: Call) -> Call:
+        outs = tuple(names.get(o, o) if isinstance(o, str) else o for o in c.outs)
+        return Call(c.func, said(c.args), outs)
+
+    return replace(
+        t,
+        params={names[k]: p for k, p in t.params.items()},
+        inputs={names[k]: shape for k, shape in t.inputs.items()},
+        nodes=tuple(node(n) for n in t.nodes),
+        outputs=tuple(names[o] for o in t.outputs),
+        numbers=tuple((size(s), place) for s, place in t.numbers),
+        guards=tuple(replace(g, left=size(g.left), right=size(g.right)) for g in t.guards),
+        calls=tuple(tuple(call(c) for c in calls) for calls in t.calls),
+    )

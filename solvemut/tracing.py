@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import operator
 import re
 import threading
@@ -19,29 +18,62 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from .errors import CaptureError
+from .errors import CaptureError, SolvemutError
+from .examples import Example
 from .modules import WIDTHS, untouched
 from .provenance import tracked_attributes, watched_math
 from .recording import CALL, ID, KEY, Recorder, python_functions_open
-from .trace import Call, Guard, Node, Param, Ref, Size, Trace
+from .trace import Call, Guard, Node, Param, Ref, Size, Trace, join
 
 ONE_AT_A_TIME = threading.RLock()  # what is watched while a model runs is shared by all threads
 
 
 def trace_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Trace:
-    """The trace of one forward pass in eval mode.
+    """The trace of one forward pass in eval mode. Raises CaptureError, with the cause, if it or its export fails."""
+    return trace_example(model, Example.of(args, kwargs))
 
-    Raises CaptureError, with the cause, if the forward or its export fails.
-    """
+
+def trace_examples(model: nn.Module, examples: Sequence[Example], modes: Sequence[str]) -> tuple[Trace, list[Example]]:
+    """One trace of several calls, and the calls: where train mode makes others than eval mode, it is captured too."""
+    found = [(e, trace_example(model, e)) for e in examples]
+    notes = []
+    for e, trace in list(found) if "train" in modes else []:
+        differs = train_mode_differs(model, e, trace)
+        if differs is False:
+            continue
+        try:
+            found.append((e.in_training(), trace_example(model, e.in_training())))
+        except CaptureError as error:
+            notes.append(f"train mode was not looked at, only eval mode was: {error.__cause__ or error}"[:300])
+    tags = _distinct([e.tag for e, _ in found])
+    joined = join([(tag, trace) for tag, (_, trace) in zip(tags, found, strict=True)])
+    return replace(joined, notes=tuple(notes)), [e for e, _ in found]
+
+
+def _distinct(tags: Sequence[str]) -> list[str]:
+    """The tags of calls, numbered where one comes twice; the first call has none."""
+    out: list[str] = []
+    for k, tag in enumerate(tags):
+        name, n = (tag or "forward") if k else "", 2
+        while name in out:
+            name, n = f"{tag or 'forward'}#{n}", n + 1
+        out.append(name)
+    return out
+
+
+def trace_example(model: nn.Module, example: Example) -> Trace:
+    """The trace of one call. Raises CaptureError, with the cause, if it or its export fails."""
     try:
-        exported, recorder = _export(model, args, dict(kwargs or {}))
+        exported, recorder = _export(model, example)
     except Exception as e:
+        name, mode = type(model).__name__, "train" if example.training else "eval"
         raise CaptureError(
-            f"{type(model).__name__} could not be captured: torch.export failed with {type(e).__name__}: "
-            f"{_first_line(e)}. Check that model(*args, **kwargs) runs in eval mode, takes these inputs, and does not "
-            "branch on tensor values."
+            f"{name} could not be captured: torch.export failed with {type(e).__name__}: {_first_line(e)}. Check that "
+            f"{'model' if example.method == 'forward' else 'model.' + example.method}(*args, **kwargs) runs in {mode} "
+            "mode, takes these inputs, and does not branch on tensor values."
         ) from e
     return _Reader(model, exported, recorder).trace()
 
@@ -51,8 +83,11 @@ def _first_line(e: Exception) -> str:
 
 
 @contextlib.contextmanager
-def quiet_run(model: nn.Module) -> Iterator[None]:
-    """Within it a model may run to be looked at: one at a time, in eval mode, and nothing of it stays behind."""
+def quiet_run(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Within it a model may run to be looked at: one at a time, in the mode asked for, and nothing of it stays behind.
+
+    In train mode torch's own layers stay in eval mode: what they compute differs then, but not on which sizes.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(warnings.catch_warnings())
@@ -61,19 +96,87 @@ def quiet_run(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(untouched(model))
+        for module in model.modules():
+            module.training = training and not type(module).__module__.startswith("torch.nn.")
         yield
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Recorder]:
+def _export(model: nn.Module, example: Example) -> tuple[Any, Recorder]:
     recorder = Recorder(tracked=True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet_run(model))
+        stack.enter_context(quiet_run(model, example.training))
         stack.enter_context(tracked_attributes(model))
         stack.enter_context(python_functions_open())
         stack.enter_context(watched_math())
-        stack.enter_context(recorder.around(model))
+        stack.enter_context(recorder.around(model, example.method))
+        args, kwargs = example.inputs(model)
         exported = torch.export.export(model, args, kwargs, strict=False)
     return exported, recorder
+
+
+# -- a run on fake tensors ---------------------------------------------------------------------------------------------
+
+
+def fake_run(model: nn.Module, example: Example, recorder: Recorder | None = None) -> list[tuple[int, ...]]:
+    """Run a call once on fake tensors, as an export would; returns the shapes of its outputs.
+
+    Raises SolvemutError if it does not run.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_run(model, example.training))
+        mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
+        fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
+        args, kwargs = example.inputs(model)
+        stack.enter_context(python_functions_open())
+        stack.enter_context(_as_if_exporting())
+        recorder = recorder or Recorder(tracked=False)
+        stack.enter_context(recorder.around(model, example.method))
+        try:
+            out = torch.func.functional_call(model, fake, args, kwargs)
+        except Exception as e:
+            raise SolvemutError(f"{type(e).__name__}: {_first_line(e)}") from None
+    return [tuple(t.shape) for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+
+
+@contextlib.contextmanager
+def _as_if_exporting() -> Iterator[None]:
+    """A forward that asks whether it is being exported gets the answer it got when it was captured."""
+    module: Any = torch.compiler
+    names = [n for n in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(module, n)]
+    saved = {n: getattr(module, n) for n in names}
+    try:
+        for n in names:
+            setattr(module, n, True)
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for n, flag in saved.items():
+            setattr(module, n, flag)
+
+
+def train_mode_differs(model: nn.Module, example: Example, trace: Trace) -> bool | None:
+    """Whether a call makes other calls of torch functions in train mode, flags and fractions aside; None: unknown."""
+    recorder = Recorder(tracked=False, through_dropout=True)
+    try:
+        fake_run(model, example.in_training(), recorder)
+    except SolvemutError:
+        return None
+    wanted = trace.foretold()
+    if wanted is None or recorder.opaque:
+        return None
+    return [_blurred(c) for c in wanted[0]] != [_blurred(c) for c in recorder.calls]
+
+
+def _blurred(call: Call) -> tuple[Any, ...]:
+    """A call without what can change no size: flags and fractions."""
+
+    def blurred(a: Any) -> Any:
+        if isinstance(a, tuple):
+            return tuple(blurred(x) for x in a)
+        return None if isinstance(a, (bool, float)) else a
+
+    return call.func, blurred(call.args)
 
 
 WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features", "group_norm": "num_channels"}
@@ -130,7 +233,7 @@ class _Reader:
         attributes = {leaf: self._attribute(leaf) for s in sizes for leaf in s.leaves() if leaf.op == "attr"}
         return Trace(
             used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes, numbers, guards,
-            () if self.recorder.opaque else tuple(self._call(c) for c in self.recorder.calls),
+            () if self.recorder.opaque else (tuple(self._call(c) for c in self.recorder.calls),),
         ).validate()  # fmt: skip
 
     def _layer_widths(self, attributes: set[Size], params: Mapping[str, Param]) -> tuple[Guard, ...]:
@@ -389,20 +492,3 @@ def _place(n: torch.fx.Node) -> tuple[str, str]:
         return module, ""
     file, line, code = frames[-1]
     return module, f"{file.rsplit('/', 1)[-1]}:{line}: {code.strip()[:80]}"
-
-
-def example_text(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> str:
-    """The structure, shapes and dtypes of example inputs as JSON; empty if they hold something JSON cannot."""
-    leaves, tree = pytree.tree_flatten((args, dict(kwargs or {})))
-    out: list[Any] = []
-    for x in leaves:
-        if isinstance(x, torch.Tensor):
-            out.append({"shape": list(x.shape), "dtype": str(x.dtype).split(".")[-1]})
-        elif x is None or isinstance(x, (bool, int, float, str)):
-            out.append(x)
-        else:
-            return ""
-    try:
-        return json.dumps({"leaves": out, "tree": pytree.treespec_dumps(tree)})
-    except NotImplementedError:
-        return ""

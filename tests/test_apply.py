@@ -467,7 +467,7 @@ def test_failure_in_the_middle_of_swapping_changes_nothing(monkeypatch):
 
 
 def test_a_forward_that_cannot_follow_changes_nothing():
-    """The forward compares a size with a number of its own: the run of the changed model finds out."""
+    """The forward compares a size with a number where nobody sees it: the run of the changed model finds out."""
 
     class Stubborn(nn.Module):
         def __init__(self) -> None:
@@ -476,7 +476,7 @@ def test_a_forward_that_cannot_follow_changes_nothing():
 
         def forward(self, x):
             y = self.a(x)
-            if y.shape[-1] != 8:
+            if len([None] * y.shape[-1]) != 8:
                 raise ValueError("eight, please")
             return self.b(y)
 

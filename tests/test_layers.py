@@ -38,7 +38,8 @@ LAYERS: dict[str, set[str]] = {
     "provenance": {"trace"},
     "modules": set(),
     "recording": {"provenance"},
-    "tracing": {"modules", "recording"},
+    "examples": {"errors"},
+    "tracing": {"examples", "modules", "recording"},
     "values": {"graph", "interrupts"},
     "listing": {"trace"},
     "verify": {"listing", "modules", "plan", "tracing"},
@@ -51,7 +52,8 @@ LAYERS: dict[str, set[str]] = {
     "builder": set(),
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"modules", "problem", "provenance", "recording", "tracing", "values", "verify",
+TORCH = {
+    "examples", "modules", "problem", "provenance", "recording", "tracing", "values", "verify",
          "slices", "optimizers", "apply", "edits", "builder", *FACADES}  # fmt: skip
 ORTOOLS = {"solver", "program"}
 
