@@ -23,6 +23,7 @@ from .optimizers import Optimizers, check_optimizers, optimizers_of, reset_notic
 from .plan import AttributeChange, PlanRecord
 from .slices import Change, Step, Undo, select
 from .verify import verify_program
+from .wrappers import forget_compiled, unwrapped
 
 
 class Plan(PlanRecord):
@@ -52,6 +53,7 @@ def apply_plan(
     verify: str | None = "program",
 ) -> nn.Module:
     """See `Plan.apply`."""
+    given, model = model, unwrapped(model)
     models = [model, *_followed(plan, model, followers)]
     optimizers = optimizers_of(optimizer)
     changes = _changes(plan, models)
@@ -62,7 +64,8 @@ def apply_plan(
             _change(plan, models, optimizers, changes, verify, interrupts.poll)
     finally:
         torch.set_grad_enabled(grad)
-    return model
+    forget_compiled(given)
+    return given
 
 
 def _change(

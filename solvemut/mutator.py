@@ -22,6 +22,7 @@ from .optimizers import optimizers_of
 from .problem import Problem, check_fresh
 from .tracing import trace_examples
 from .values import Values
+from .wrappers import unwrapped
 
 VERIFY = ("program", "shapes", None)
 
@@ -45,6 +46,7 @@ def capture(
     """
     if not isinstance(model, nn.Module):
         raise RequestError(f"capture takes a torch.nn.Module, not {shown(model)}")
+    model = unwrapped(model)
     if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(k, str) for k in kwargs)):
         raise RequestError(f"kwargs={shown(kwargs)}: give a dict of the forward's keyword arguments by name")
     strict = flag(strict, "strict")
@@ -148,6 +150,8 @@ class Mutator:
 
     def apply(self, plan: Plan, verify: str | None = "program") -> Plan:
         """Apply a plan that was made for the present graph."""
+        if not isinstance(plan, Plan):
+            raise RequestError(f"apply takes a Plan, as prune and Plan.load give it, not {shown(plan)}")
         with deferred():  # an interrupt finds the graph of the model as it is
             try:
                 plan.apply(self.model, self.optimizer, self.followers, verify)

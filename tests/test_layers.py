@@ -46,14 +46,15 @@ LAYERS: dict[str, set[str]] = {
     "interrupts": set(),
     "slices": {"plan"},
     "optimizers": {"slices"},
-    "apply": {"interrupts", "optimizers", "verify"},
+    "wrappers": {"errors"},
+    "apply": {"interrupts", "optimizers", "verify", "wrappers"},
     "problem": {"apply", "compile", "interrupts", "progress", "listing", "resize", "values"},
     "edits": {"apply", "compile"},
     "builder": set(),
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
 TORCH = {
-    "examples", "modules", "problem", "provenance", "recording", "tracing", "values", "verify",
+    "examples", "modules", "wrappers", "problem", "provenance", "recording", "tracing", "values", "verify",
          "slices", "optimizers", "apply", "edits", "builder", *FACADES}  # fmt: skip
 ORTOOLS = {"solver", "program"}
 
