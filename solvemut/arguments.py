@@ -10,13 +10,14 @@ A 0-d array or tensor counts as the number in it, whatever library it is of.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
-from .errors import RequestError
+from .errors import RequestError, SolvemutError
 
 LARGEST = 10**1000  # of a number, and of its denominator: beyond it no message could print it
 
@@ -41,30 +42,53 @@ def shown(x: Any) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def number(x: Any, what: str, give: str) -> int | float | Fraction:
+def number(x: Any, what: str, give: str, error: type[SolvemutError] = RequestError) -> int | float | Fraction:
     """A finite real number, exact as it was given."""
     found = scalar(x)
     if isinstance(found, Decimal) and found.is_finite():
         found = Fraction(found)
     if isinstance(found, bool) or not isinstance(found, Real):
-        raise RequestError(f"{what}: {give}, not {shown(x)}")
+        raise error(f"{what}: {give}, not {shown(x)}")
     if not isinstance(found, (int, float, Fraction)):  # numpy's wide floats
         found = int(found) if isinstance(found, Integral) else float(found)
     if found != found or found in (float("inf"), -float("inf")):
-        raise RequestError(f"{what}: {give}, not {found}")
+        raise error(f"{what}: {give}, not {found}")
     exact = Fraction(found)
     if abs(exact) >= LARGEST or exact.denominator >= LARGEST:
-        raise RequestError(f"{what}: {give}; this one has more than 1000 digits")
+        raise error(f"{what}: {give}; this one has more than 1000 digits")
     return found
 
 
-def whole(x: Any, what: str, least: int | None = None) -> int:
+def real(x: Any, what: str, give: str, error: type[SolvemutError] = RequestError) -> float:
+    """A finite float."""
+    try:
+        return float(number(x, what, give, error))
+    except OverflowError:
+        raise error(f"{what}: {give}, one that a float holds, not {shown(x)}") from None
+
+
+def whole(x: Any, what: str, least: int | None = None, error: type[SolvemutError] = RequestError) -> int:
     """An int; a float counts where it is one."""
     give = "give an int" if least is None else f"give an int of at least {least}"
-    found = number(x, what, give)
+    found = number(x, what, give, error)
     if found != int(found) or (least is not None and found < least):
-        raise RequestError(f"{what}: {give}, not {shown(x)}")
+        raise error(f"{what}: {give}, not {shown(x)}")
     return int(found)
+
+
+def search_limits(
+    time_limit: Any, gap: Any, seed: Any, error: type[SolvemutError] = RequestError
+) -> tuple[float, int | float | Fraction, int]:
+    """The numbers that steer a search: seconds (None: no limit, an infinite one), relative gap, seed."""
+    limit, give = scalar(time_limit), "give seconds above 0, or None for no limit"
+    endless = limit is None or (isinstance(limit, float) and limit == float("inf"))
+    seconds = float("inf") if endless else real(limit, "time_limit", give, error)
+    if seconds <= 0:
+        raise error(f"time_limit: {give}, not {shown(limit)}")
+    give = "give a relative gap of at least 0, such as 1e-3"
+    if real(gap, "gap", give, error) < 0:
+        raise error(f"gap: {give}, not {shown(gap)}")
+    return seconds, number(gap, "gap", give, error), whole(seed, "seed", error=error)
 
 
 def flag(x: Any, what: str) -> bool:
@@ -75,19 +99,39 @@ def flag(x: Any, what: str) -> bool:
     return found
 
 
-def one_of(x: Any, what: str, options: Sequence[Any]) -> Any:
+def one_of(x: Any, what: str, options: Sequence[Any], error: type[SolvemutError] = RequestError) -> Any:
     """One of a few words."""
     if not any(type(x) is type(o) and x == o for o in options):
-        raise RequestError(f"{what}={shown(x)}: choose from {', '.join(map(repr, options))}")
+        raise error(f"{what}={shown(x)}: choose from {', '.join(map(repr, options))}")
     return x
+
+
+def takes_one(function: Callable[..., Any]) -> str | None:
+    """Why a function cannot be called with one argument; None if it can, as far as can be told."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return None
+    try:
+        signature.bind(None)
+    except TypeError as e:
+        return str(e)
+    return None
+
+
+def items(x: Any) -> list[Any] | None:
+    """What there is in a collection; None for what is none."""
+    try:
+        return list(x)
+    except TypeError:
+        return None
 
 
 def names(x: Any, what: str) -> list[str]:
     """Names or globs: one, several or none."""
-    found = [] if x is None else [x] if isinstance(x, str) else x
-    if not isinstance(found, Iterable) or isinstance(found, (bytes, Mapping)):
+    found = [] if x is None else [x] if isinstance(x, str) else None if isinstance(x, (bytes, Mapping)) else items(x)
+    if found is None:
         raise RequestError(f"{what}={shown(x)}: give names or globs of vertices, such as 'layer1.*', or a list of them")
-    found = list(found)
     for n in found:
         if not isinstance(n, str) or not n:
             raise RequestError(f"{what}={shown(x)}: give names or globs of vertices; {shown(n)} is none")

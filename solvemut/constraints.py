@@ -10,14 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
+from .arguments import items, number, shown, takes_one, whole
 from .errors import RequestError
 from .flow import Extent
 from .labels import prod
@@ -26,6 +26,8 @@ from .labels import prod
 @dataclass(frozen=True, eq=False)
 class Affine:
     """A size expression: constant + sum of coefficient * extent. `name` is how it prints."""
+
+    __array_ufunc__ = None  # numpy's numbers leave arithmetic and comparison to us
 
     terms: tuple[tuple[Extent, int, str], ...]
     constant: int = 0
@@ -51,7 +53,7 @@ class Affine:
         return self * -1
 
     def __sub__(self, other: Any) -> Affine:
-        return self + (-other)
+        return self + -_affine(other)
 
     def __rsub__(self, other: Any) -> Affine:
         return -self + other
@@ -63,9 +65,7 @@ class Affine:
     __rmul__ = __mul__
 
     def __mod__(self, k: Any) -> Remainder:
-        if _int(k) < 1:
-            raise RequestError(f"{self} % {k}: the divisor is at least 1")
-        return Remainder(self, _int(k))
+        return Remainder(self, whole(k, f"the divisor of {self}", least=1))
 
     def __le__(self, other: Any) -> Relation:
         return Relation(self, "<=", _affine(other))
@@ -73,8 +73,17 @@ class Affine:
     def __ge__(self, other: Any) -> Relation:
         return Relation(self, ">=", _affine(other))
 
+    def __lt__(self, other: Any) -> Relation:
+        return self <= _affine(other) - 1
+
+    def __gt__(self, other: Any) -> Relation:
+        return self >= _affine(other) + 1
+
     def __eq__(self, other: Any) -> Relation:  # type: ignore[override]
         return Relation(self, "==", _affine(other))
+
+    def __ne__(self, other: Any) -> bool:
+        raise RequestError(f"{self} != {shown(other)}: sizes are compared with <=, >=, ==, < or >")
 
     __hash__ = object.__hash__
 
@@ -94,6 +103,8 @@ Axis = Affine
 @dataclass(frozen=True)
 class Remainder:
     """size % divisor, waiting for its `== remainder`."""
+
+    __array_ufunc__ = None
 
     size: Affine
     divisor: int
@@ -161,6 +172,8 @@ class Monomial:
 class Cost:
     """A resource as a sum of products of sizes. `.now` is its value on the captured model."""
 
+    __array_ufunc__ = None
+
     name: str
     monomials: tuple[Monomial, ...]
     owner: Any = None  # the coupling whose cost this is
@@ -190,11 +203,14 @@ class Cost:
     def __ge__(self, limit: Any) -> Budget:
         return Budget(self, self._limit(">=", limit), ">=")
 
+    def __lt__(self, limit: Any) -> Budget:
+        raise RequestError(f"{self.name} < {shown(limit)}: a budget is given with <= or >=")
+
+    def __gt__(self, limit: Any) -> Budget:
+        raise RequestError(f"{self.name} > {shown(limit)}: a budget is given with <= or >=")
+
     def _limit(self, sense: str, limit: Any) -> Fraction:
-        try:
-            return Fraction(limit)
-        except (TypeError, ValueError, OverflowError) as e:
-            raise RequestError(f"{self.name} {sense} {limit!r}: a budget is a finite number") from e
+        return Fraction(number(limit, f"{self.name} {sense} {shown(limit)}", "a budget is a finite number"))
 
     def __str__(self) -> str:
         return self.name
@@ -211,9 +227,13 @@ class Budget:
     def __bool__(self) -> bool:
         raise RequestError(f"'{self}' is a request, not a truth value")
 
+    @property
+    def told(self) -> int | float:
+        """The limit as it is printed; a cost is whole, so beyond floats the whole part says it all."""
+        return int(self.limit) if self.limit.denominator == 1 or abs(self.limit) > 2**1000 else float(self.limit)
+
     def __str__(self) -> str:
-        limit = int(self.limit) if self.limit.denominator == 1 else float(self.limit)
-        return f"{self.cost.name} {self.sense} {limit}"
+        return f"{self.cost.name} {self.sense} {self.told}"
 
     __repr__ = __str__
 
@@ -223,9 +243,11 @@ Request = Relation | Multiple | Budget
 
 def budget_of(cost: Cost, limit: float) -> Budget:
     """A budget as `prune` takes it: a number in (0, 1] is a fraction of the present cost, a larger one is absolute."""
-    if isinstance(limit, bool) or not isinstance(limit, Real) or not 0 < limit < float("inf"):
-        raise RequestError(f"{cost.name}={limit!r}: a budget is a fraction in (0, 1], or an absolute number above 1")
-    return cost <= (Fraction(limit) * cost.now if limit <= 1 else limit)
+    what, give = f"{cost.name}={shown(limit)}", "a budget is a fraction in (0, 1], or an absolute number above 1"
+    found = number(limit, what, give)
+    if not found > 0:
+        raise RequestError(f"{what}: {give}")
+    return cost <= (Fraction(found) * cost.now if found <= 1 else found)
 
 
 def owners(request: Request) -> list[Any]:
@@ -245,8 +267,24 @@ def flat(requests: Iterable[Any]) -> list[Request]:
         elif isinstance(r, (Relation, Multiple, Budget)):
             out.append(r)
         else:
-            raise RequestError(f"{r!r} is no request; compare sizes or costs, as in graph['conv1'].out <= 32")
+            raise RequestError(f"{shown(r)} is no request; compare sizes or costs, as in graph['conv1'].out <= 32")
     return out
+
+
+def asked(constraints: Any, graph: Any) -> list[Request]:
+    """Requests as `prune` takes them: none, one, several, or a function from the graph to such."""
+    if callable(constraints) and (why := takes_one(constraints)) is not None:
+        raise RequestError(f"constraints={shown(constraints)}: a function is called with the graph; {why}")
+    found = constraints(graph) if callable(constraints) else constraints
+    if found is None or isinstance(found, (Relation, Multiple, Budget)):
+        return flat([] if found is None else [found])
+    several = None if isinstance(found, (str, bytes, Mapping)) else items(found)
+    if several is None:
+        raise RequestError(
+            f"constraints={shown(found)}: give a list of requests, such as graph['conv1'].out <= 32, or a function "
+            "from the graph to one"
+        )
+    return flat(several)
 
 
 def _affine(x: Any) -> Affine:
@@ -254,9 +292,7 @@ def _affine(x: Any) -> Affine:
 
 
 def _int(x: Any) -> int:
-    if isinstance(x, bool) or not isinstance(x, Integral):
-        raise RequestError(f"sizes are compared with and multiplied by ints, not {x!r}")
-    return int(x)
+    return whole(x, "sizes are compared with and multiplied by ints")
 
 
 __all__: Sequence[str] = [

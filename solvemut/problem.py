@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from .apply import Plan
-from .arguments import one_of
+from .arguments import flag, names, one_of, search_limits, shown, whole
 from .compile import Compiler, TooManySizes
 from .constraints import Budget, Cost, Request, flat, owners
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .interrupts import Heard
+from .listing import listing
 from .plan import AttributeChange, PlanCost, as_lists
 from .planfile import runs
 from .program import Progress, Solution
@@ -41,6 +42,8 @@ class Problem:
     """
 
     def __init__(self, graph: Graph) -> None:
+        if not isinstance(graph, Graph):
+            raise RequestError(f"Problem takes the graph of a model, as capture gives it, not {shown(graph)}")
         self.graph = graph
         self.values: Values = None
         self.requests: list[Request] = []
@@ -64,30 +67,32 @@ class Problem:
 
     def keep(self, *patterns: str) -> None:
         """Leave the outputs of these vertices (names, containers or globs) as they are."""
-        self.kept += patterns
-        for pattern in patterns:
-            for v in self.graph.match(pattern):
+        found = [(pattern, self.graph.match(pattern)) for pattern in names(patterns, "keep")]
+        for pattern, vertices in found:
+            self.kept.append(pattern)
+            for v in vertices:
                 self.frozen[v.units] = True
 
     def round_to(self, k: int | None) -> None:
         """Ask a multiple of k of every size that a layer makes; sizes below k stay."""
-        if k is not None and (isinstance(k, bool) or int(k) != k or k < 1):
-            raise RequestError(f"round_to={k!r}: give a positive int")
-        self.multiple = k
+        self.multiple = None if k is None else whole(k, f"round_to={shown(k)}", least=1)
 
     def solve(
-        self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0, progress: bool | None = None,
+        self, time_limit: float | None = 60.0, gap: float = 1e-3, seed: int = 0, progress: bool | None = None,
         on_interrupt: str = "raise",
     ) -> Plan:  # fmt: skip
         """The best plan found within `time_limit` seconds, proven to the relative `gap` asked for unless time is up.
 
-        Raises InfeasibleError with the smallest conflict, TimeLimitError if no plan was found in time. Ctrl-C raises
-        KeyboardInterrupt; with on_interrupt="return" it ends the search with the best plan found by then, if there is
-        one, of status "interrupted".
+        With time_limit=None it goes on until then. Raises InfeasibleError with the smallest conflict, TimeLimitError if
+        no plan was found in time. Ctrl-C raises KeyboardInterrupt; with on_interrupt="return" it ends the search with
+        the best plan found by then, if there is one, of status "interrupted".
         """
+        limit, relative, start = search_limits(time_limit, gap, seed)
+        progress = None if progress is None else flag(progress, "progress")
         one_of(on_interrupt, "on_interrupt", INTERRUPTS)
+        check_fresh(self.graph)
         with Heard() as ctrl_c:
-            plan, interrupted = self._solve(time_limit, gap, seed, progress, ctrl_c)
+            plan, interrupted = self._solve(limit, relative, start, progress, ctrl_c)
         if not interrupted and not ctrl_c.heard:
             return plan
         if on_interrupt == "raise":
@@ -96,7 +101,7 @@ class Problem:
         return replace(plan, status="interrupted", notes=(note, *plan.notes))
 
     def _solve(
-        self, time_limit: float, gap: float, seed: int, progress: bool | None, ctrl_c: Heard
+        self, time_limit: float, gap: Any, seed: int, progress: bool | None, ctrl_c: Heard
     ) -> tuple[Plan, bool]:  # fmt: skip
         """The plan, and whether Ctrl-C ended the search."""
         start = time.perf_counter()
@@ -158,7 +163,7 @@ class Problem:
     def _plan(self, solution: Solution, kept: np.ndarray, compiler: Compiler, seconds: float) -> Plan:
         graph, trace = self.graph, self.graph.trace
         resized = resize(graph.coupling, kept)
-        after = Graph(resized.trace, couple(resized.trace), graph.example, graph.model)
+        after = Graph(resized.trace, couple(resized.trace), graph.example, graph.model, graph.examples)
         costs = self._costs(kept, after)
         self._check(solution, compiler, kept, after)
         return Plan(
@@ -172,8 +177,9 @@ class Problem:
             _values_name(self.values),
             graph.example,
             tuple(resized.trace.shape(o) for o in trace.outputs),
-            graph=after,
-            units=_units(graph, resized, kept),
+            listing(resized.trace),
+            after,
+            _units(graph, resized, kept),
         )  # fmt: skip
 
     def _costs(self, kept: np.ndarray, after: Graph) -> dict[str, PlanCost]:
@@ -184,7 +190,7 @@ class Problem:
             if not own and name not in self.graph.costs:
                 found.setdefault(name, PlanCost(b.cost.now, b.cost.count(self.graph.coupling, kept)))
             if b.sense == "<=" and (own or name not in self.graph.costs):
-                limits = [limit for limit in (found[name].budget, float(b.limit)) if limit is not None]
+                limits = [limit for limit in (found[name].budget, b.told) if limit is not None]
                 found[name] = replace(found[name], budget=min(limits))
         return found
 
@@ -205,6 +211,25 @@ class Problem:
                         f"{b}: the program counted {solution.costs[name]}, a recount gives {found}; "
                         "please report this model"
                     )
+
+
+def check_fresh(graph: Graph) -> None:
+    """Raises RequestError if the model has not the tensors, or not the shapes, that were captured."""
+    if graph.model is None:
+        return
+    now = {k: tuple(t.shape) for k, t in graph.model.named_parameters(remove_duplicate=False)}
+    now.update((k, tuple(t.shape)) for k, t in graph.model.named_buffers(remove_duplicate=False))
+    params = [p for p in (*graph.trace.params.values(), *graph.trace.unused) if p.kind != "constant"]
+    told = [
+        f"{n} {f'has shape {now[n]}' if n in now else 'is gone'}, captured was {p.shape}"
+        for p in params for n in (p.name, *p.aliases) if now.get(n) != p.shape
+    ]  # fmt: skip
+    if told:
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        raise RequestError(
+            f"the graph of this {graph.trace.root} is stale, the model was changed since: {'; '.join(told[:3])}{more}; "
+            "capture it again, or use one Mutator throughout"
+        )
 
 
 def _values_name(values: Values) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import search_limits, whole
 from .errors import InfeasibleError, ProgramError, TimeLimitError
 from .solver import conflict, driver, sweep, text
 from .solver.exact import RankOne, Table, array, number
@@ -243,7 +244,7 @@ class Program:
         )  # fmt: skip
 
     def solve(
-        self, time_limit: float = 60.0, gap: float = 0.0, seed: int = 0, callback: Callback | None = None,
+        self, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0, callback: Callback | None = None,
         engine: str = "auto",
     ) -> Solution:  # fmt: skip
         """The best choice, proven to the relative ``gap`` asked for unless the time limit (seconds) is reached.
@@ -253,27 +254,23 @@ class Program:
         Ctrl-C. Raises InfeasibleError with the smallest conflict, TimeLimitError where time ran out with nothing found,
         KeyboardInterrupt where Ctrl-C came before anything was.
         """
-        options = driver.Options(float(time_limit), number(gap), int(seed), callback, engine)
-        if options.time_limit <= 0 or options.gap < 0:
-            raise ProgramError("time_limit is positive and gap is not negative")
+        options = replace(_options(time_limit, gap, seed), callback=callback, engine=engine)
         statement = self.statement()
         try:
             return driver.solve(statement, options)
         except driver.Infeasible as found:
             raise conflict.explain(statement, options, found) from None
 
-    def k_best(self, k: int, time_limit: float = 60.0, gap: float = 0.0, seed: int = 0) -> list[Solution]:
+    def k_best(self, k: int, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0) -> list[Solution]:
         """The ``k`` best distinct choices, best first; fewer if no more are feasible."""
-        if k < 1:
-            raise ProgramError(f"k is at least 1, not {k}")
+        k, options = whole(k, "k", 1, ProgramError), _options(time_limit, gap, seed)
         try:
-            return sweep.k_best(self.statement(), k, driver.Options(float(time_limit), number(gap), int(seed)))
+            return sweep.k_best(self.statement(), k, options)
         except driver.Infeasible as found:
-            options = driver.Options(float(time_limit), number(gap), int(seed))
             raise conflict.explain(self.statement(), options, found) from None
 
     def frontier(
-        self, resource: str, points: int = 12, time_limit: float = 60.0, gap: float = 0.0, seed: int = 0
+        self, resource: str, points: int = 12, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0
     ) -> list[Solution]:
         """The best objective for a range of budgets on one resource, cheapest first, each with its own gap.
 
@@ -282,9 +279,7 @@ class Program:
         """
         if resource not in self._costs:
             raise ProgramError(f"nothing costs any {resource!r}; there are {list(self._costs)}")
-        if points < 1:
-            raise ProgramError("a frontier has at least one point")
-        options = driver.Options(float(time_limit), number(gap), int(seed))
+        points, options = whole(points, "points", 1, ProgramError), _options(time_limit, gap, seed)
         try:
             return sweep.frontier(self.statement(), resource, points, options)
         except driver.Infeasible as found:
@@ -315,6 +310,12 @@ class Program:
         program._fixed = {int(index): k for index, k in data["fixed"].items()}
         program._hint = {int(index): k for index, k in data["hint"].items()}
         return program
+
+
+def _options(time_limit: Any, gap: Any, seed: Any) -> driver.Options:
+    """How to search, checked."""
+    limit, relative, start = search_limits(time_limit, gap, seed, ProgramError)
+    return driver.Options(limit, number(relative), start)
 
 
 def _term(table: Table, widths: Sequence[Width], switch: Width | None) -> Term:

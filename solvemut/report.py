@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 
@@ -30,9 +31,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[
 def short(n: float) -> str:
     """A count with a unit.
 
-    >>> short(1234), short(25_557_032), short(12)
-    ('1.23 k', '25.56 M', '12')
+    >>> short(1234), short(25_557_032), short(12), short(10**400)
+    ('1.23 k', '25.56 M', '12', '1.00e+400')
     """
+    if abs(n) >= 10**18:  # maybe beyond floats
+        return f"{Decimal(n):.2e}"
     for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(n) >= scale:
             return f"{n / scale:.2f} {unit}"

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from .arguments import one_of, real, shown, takes_one, whole
 from .coupling import Coupling
 from .errors import ValuesError
 from .graph import Graph, Vertex
@@ -35,8 +37,9 @@ class Metric:
     normalize: str | None = None
 
     def __post_init__(self) -> None:
-        if self.normalize not in NORMALISE:
-            raise ValuesError(f"normalize={self.normalize!r}: choose from {', '.join(map(repr, NORMALISE))}")
+        one_of(self.normalize, "normalize", NORMALISE, ValuesError)
+        if not callable(self.score):
+            raise ValuesError(f"Metric({self.name!r}): score is a function of a model and a graph, not {self.score!r}")
 
 
 Values = Metric | Mapping[str, Any] | Callable[[Vertex], Any] | None
@@ -48,23 +51,24 @@ def magnitude(p: float = 2, normalize: str | None = "mean") -> Metric:
     With normalize="mean" the mean over each coupled group is 1, so that layers compare whatever their scale. Following
     Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710, extended to all coupled slices.
     """
-    if not p > 0:
+    power = real(p, f"magnitude(p={shown(p)})", "p is a number above 0", ValuesError)
+    if not power > 0:
         raise ValuesError(f"magnitude(p={p}): p is above 0")
+    return Metric(f"magnitude(p={power:g})", partial(_magnitude, p=power), normalize)
 
-    def score(model: nn.Module, graph: Graph) -> np.ndarray:
-        return _over_slices(model, graph, lambda name, w: w.abs() ** p, lambda s: s ** (1 / p))
 
-    return Metric(f"magnitude(p={p:g})", score, normalize)
+def _magnitude(model: nn.Module, graph: Graph, p: float) -> np.ndarray:
+    return _over_slices(model, graph, lambda name, w: w.abs() ** p, lambda s: s ** (1 / p))
 
 
 def bn_scale(normalize: str | None = None) -> Metric:
     """|weight| of the batch norms that a unit passes. Liu et al., Network Slimming, arXiv 1708.06519."""
+    return Metric("bn_scale()", _bn_scale, normalize)
 
-    def score(model: nn.Module, graph: Graph) -> np.ndarray:
-        norms = {f"{k}.weight" for k, m in model.named_modules() if isinstance(m, _NORMS)}
-        return _over_slices(model, graph, lambda name, w: w.abs() if name in norms else None, lambda s: s)
 
-    return Metric("bn_scale()", score, normalize)
+def _bn_scale(model: nn.Module, graph: Graph) -> np.ndarray:
+    norms = {f"{k}.weight" for k, m in model.named_modules() if isinstance(m, _NORMS)}
+    return _over_slices(model, graph, lambda name, w: w.abs() if name in norms else None, lambda s: s)
 
 
 def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
@@ -80,23 +84,35 @@ def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize:
     Molchanov et al., Importance Estimation for Neural Network Pruning,
     arXiv 1906.10771.
     """
+    return _of_data("taylor(batches, loss)", _taylor, batches, loss, normalize)
 
-    def score(model: nn.Module, graph: Graph) -> np.ndarray:
-        total: Any = 0
-        tensors = dict(model.named_parameters())
 
-        def contribution(name: str, w: torch.Tensor) -> torch.Tensor | None:
-            grad = tensors[name].grad
-            return None if grad is None else w * wide(grad)
+def _taylor(model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callable[..., torch.Tensor]) -> np.ndarray:
+    total: Any = 0
+    tensors = dict(model.named_parameters())
 
-        def add() -> None:
-            nonlocal total
-            total = total + _over_slices(model, graph, contribution, np.abs)
+    def contribution(name: str, w: torch.Tensor) -> torch.Tensor | None:
+        grad = tensors[name].grad
+        return None if grad is None else w * wide(grad)
 
-        _each_batch(model, batches, loss, add)
-        return np.asarray(total)
+    def add() -> None:
+        nonlocal total
+        total = total + _over_slices(model, graph, contribution, np.abs)
 
-    return Metric("taylor(batches, loss)", score, normalize)
+    _each_batch(model, batches, loss, add)
+    return np.asarray(total)
+
+
+def _of_data(
+    name: str, score: Callable[..., np.ndarray], batches: Iterable[Any], loss: Callable[..., torch.Tensor],
+    normalize: str | None,
+) -> Metric:  # fmt: skip
+    """A metric that runs a loss over batches."""
+    if not callable(loss):
+        raise ValuesError(f"{name}: loss is a function of output and target, or of model and batch, not {shown(loss)}")
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise ValuesError(f"{name}: batches are a list or a loader of batches, not {shown(batches)}")
+    return Metric(name, partial(score, batches=batches, loss=loss), normalize)
 
 
 def activation(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
@@ -105,29 +121,27 @@ def activation(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normal
     Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, arXiv 1611.06440. The
     activation is the output of every module that makes the unit.
     """
-
-    def score(model: nn.Module, graph: Graph) -> np.ndarray:
-        return _activation_scores(model, graph, batches, loss)
-
-    return Metric("activation(batches, loss)", score, normalize)
+    return _of_data("activation(batches, loss)", _activation_scores, batches, loss, normalize)
 
 
 def random(seed: int = 0) -> Metric:
     """Independent uniform numbers in (0, 1)."""
+    seed = whole(seed, f"random(seed={shown(seed)})", 0, ValuesError)
+    return Metric(f"random(seed={seed})", partial(_random, seed=seed))
 
-    def score(model: nn.Module, graph: Graph) -> np.ndarray:
-        return np.random.default_rng(seed).uniform(1e-6, 1.0, graph.coupling.n_units)
 
-    return Metric(f"random(seed={seed})", score)
+def _random(model: nn.Module, graph: Graph, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(1e-6, 1.0, graph.coupling.n_units)
 
 
 def constant(value: float = 1.0) -> Metric:
     """The same for every unit."""
+    found = real(value, f"constant({shown(value)})", "give a finite number", ValuesError)
+    return Metric(f"constant({found:g})", partial(_constant, value=found))
 
-    def score(model: nn.Module, graph: Graph) -> np.ndarray:
-        return np.full(graph.coupling.n_units, float(value))
 
-    return Metric(f"constant({value:g})", score)
+def _constant(model: nn.Module, graph: Graph, value: float) -> np.ndarray:
+    return np.full(graph.coupling.n_units, value)
 
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -142,17 +156,34 @@ def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
         values = magnitude()
     if isinstance(values, Metric):
         with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
-            found = normalised(values.score(model, graph), graph.coupling, values.normalize)
+            found = normalised(_scores(values, model, graph), graph.coupling, values.normalize)
     elif isinstance(values, Mapping):
         found = _from_vertices(
             graph, {graph[k].name: v for k, v in values.items()}, f"values of {len(values)} vertices"
         )
     elif callable(values):
+        _check_callable(values)
         found = _from_vertices(graph, {v.name: values(v) for v in graph.vertices if v.makes_units}, "values")
     else:
-        raise ValuesError(f"values={values!r}: give a metric of solvemut.values, a dict by vertex, or a callable")
+        raise ValuesError(f"values={shown(values)}: give a metric of solvemut.values, a dict by vertex, or a callable")
     _check_finite(graph, found)
     return found
+
+
+def _scores(metric: Metric, model: nn.Module, graph: Graph) -> np.ndarray:
+    found, n = _numbers(metric.name, metric.score(model, graph)), graph.coupling.n_units
+    if found.shape != (n,):
+        raise ValuesError(f"the values of {metric.name} have shape {found.shape}; give {n} numbers, one per unit class")
+    return found
+
+
+def _check_callable(values: Callable[..., Any]) -> None:
+    """Raises ValuesError for what is not meant to be called with a vertex."""
+    if any(values is f for f in (magnitude, bn_scale, taylor, activation, random, constant)):
+        name = values.__name__
+        raise ValuesError(f"values=solvemut.values.{name}: this makes a metric and was not called; give {name}(...)")
+    if (why := takes_one(values)) is not None:
+        raise ValuesError(f"values={shown(values)}: it is called with one vertex; {why}")
 
 
 def normalised(value: np.ndarray, coupling: Coupling, how: str | None) -> np.ndarray:
@@ -163,9 +194,16 @@ def normalised(value: np.ndarray, coupling: Coupling, how: str | None) -> np.nda
     scale_of = {"mean": np.mean, "max": np.max, "sum": np.sum, "l2": np.linalg.norm}[how]
     for g in range(len(coupling.groups)):
         member = coupling.group_of == g
-        scale = float(scale_of(value[member]))  # type: ignore[operator]
-        if 0 < scale < np.inf:
-            out[member] = value[member] / scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = float(scale_of(value[member]))  # type: ignore[operator]
+            peak = float(np.abs(value[member]).max(initial=0.0))
+            if not 0 < scale < np.inf and 0 < peak < np.inf:  # it overflowed, or underflowed, or is negative
+                out[member] = value[member] / peak
+                scale = float(scale_of(out[member]))  # type: ignore[operator]
+            if 0 < scale < np.inf:
+                out[member] = out[member] / scale
+            else:
+                out[member] = value[member]
     return out
 
 
@@ -178,6 +216,16 @@ def _check_finite(graph: Graph, value: np.ndarray) -> None:
             f"the value of a unit of {graph.name_of_unit(c)} is {value[c]} ({int(bad.sum())} units are not finite); "
             "check the weights, or the loss and the batches"
         )
+    size = np.abs(value)
+    size[FIXED] = 0.0
+    with np.errstate(over="ignore"):
+        total = float(size.sum())
+    if total == np.inf:
+        c = int(size.argmax())
+        raise ValuesError(
+            f"the values add up beyond what floats hold: a unit of {graph.name_of_unit(c)} alone is worth {value[c]}; "
+            "divide all of them by a common number"
+        )
 
 
 def _from_vertices(graph: Graph, given: Mapping[str, Any], what: str) -> np.ndarray:
@@ -187,18 +235,28 @@ def _from_vertices(graph: Graph, given: Mapping[str, Any], what: str) -> np.ndar
         raw = given.get(v.name, 1.0 if v.makes_units else None)
         if raw is None:
             continue
-        try:
-            array = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw, dtype=float)
-        except (TypeError, ValueError) as e:
-            raise ValuesError(f"the values of {v.name} are no numbers: {raw!r}") from e
+        array = _numbers(v.name, raw)
         if array.ndim > 1 or (array.ndim == 1 and len(array) != v.nout):
             raise ValuesError(f"{v.name} has {v.nout} units, but its values have shape {array.shape}")
         if not np.isfinite(array).all():
             bad = array[~np.isfinite(array)][:3]
             raise ValuesError(f"the values of {v.name} are not all finite: {bad}")
         units = v.units
-        np.add.at(total, units, np.broadcast_to(array, units.shape))
+        with np.errstate(over="ignore"):  # told by its vertex in the end
+            np.add.at(total, units, np.broadcast_to(array, units.shape))
     return total
+
+
+def _numbers(of: str, raw: Any) -> np.ndarray:
+    """What was given for a vertex or by a metric, as floats."""
+    try:
+        found = np.asarray(wide(raw.detach()).cpu() if isinstance(raw, torch.Tensor) else raw)
+        if found.dtype.kind not in "biufO":
+            raise TypeError(f"numbers of type {found.dtype} are not real")
+        with np.errstate(over="ignore"):
+            return found.astype(float)
+    except Exception as e:  # whatever an object of the caller's raises when it is turned into numbers
+        raise ValuesError(f"the values of {of} are no numbers: {shown(raw)}") from e
 
 
 def _over_slices(

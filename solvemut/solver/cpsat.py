@@ -25,6 +25,7 @@ TOTAL_CELLS = 120_000
 ROW_BITS = 58  # partial sums of a row stay below 2**58
 OBJECTIVE_BITS = 51  # the objective passes through a double
 LIMB_BITS = 40
+SEEDS = 1 << 31
 
 Linear = Any  # a CP-SAT linear expression
 
@@ -222,7 +223,7 @@ class _Run:
 
     def _set(self, parameters: Any) -> None:
         parameters.num_workers = self.request.workers
-        parameters.random_seed = self.request.seed
+        parameters.random_seed = self.request.seed % SEEDS
         parameters.max_time_in_seconds = max(0.001, self.request.clock.left)
         parameters.relative_gap_limit = float(self.request.gap) * 0.5
         if self.request.effort is not None:

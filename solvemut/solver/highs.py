@@ -36,6 +36,7 @@ PEAK = 1 << 20  # rows larger than this are scaled down to it
 GRACE = 0.1  # seconds past its time limit before a solve is left behind
 TOLERANCE = 1e-6  # what HiGHS may overstep, per unit of a row's largest sum
 SEEDS = 1 << 31
+LONGEST = 1e9  # seconds, where there is no time limit
 # every variable is bounded, so "infeasible or unbounded" can only be the former
 NOTHING = (mathopt.TerminationReason.INFEASIBLE, mathopt.TerminationReason.INFEASIBLE_OR_UNBOUNDED)
 
@@ -181,7 +182,7 @@ class _Run:
         return self.answer
 
     def _once(self) -> Any:
-        seconds = timedelta(seconds=max(0.001, self.request.clock.left))
+        seconds = timedelta(seconds=min(max(0.001, self.request.clock.left), LONGEST))
         parameters = mathopt.SolveParameters(  # HiGHS refuses "threads" here; one is its default
             time_limit=seconds, random_seed=self.request.seed % SEEDS,
             relative_gap_tolerance=float(self.request.gap) * 0.5, absolute_gap_tolerance=0.0,
