@@ -22,7 +22,7 @@ from .interrupts import deferred
 from .optimizers import Optimizers, check_optimizers, optimizers_of, reset_notice, state_steps
 from .plan import AttributeChange, PlanRecord
 from .slices import Change, Step, Undo, select
-from .verify import verify_program
+from .verify import check_how, verify_program
 from .wrappers import forget_compiled, unwrapped
 
 
@@ -53,6 +53,7 @@ def apply_plan(
     verify: str | None = "program",
 ) -> nn.Module:
     """See `Plan.apply`."""
+    check_how(verify)
     given, model = model, unwrapped(model)
     models = [model, *_followed(plan, model, followers)]
     optimizers = optimizers_of(optimizer)

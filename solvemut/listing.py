@@ -16,6 +16,10 @@ from .trace import Node, Ref, Trace
 _LEFT_OUT = {"dtype", "device", "layout", "pin_memory", "memory_format"}
 
 
+# An export leaves these out where they would do nothing, which depends on strides; they change no number.
+_TRANSPARENT = {"contiguous", "alias", "detach"}
+
+
 def listing(trace: Trace) -> tuple[str, ...]:
     """The lines of a program: its inputs, its operations, and what it returns.
 
@@ -26,15 +30,23 @@ def listing(trace: Trace) -> tuple[str, ...]:
     %1 = mul(self=%0, other=0.5) -> (2, 4)
     return %1
     """
+    return tuple(line for line, _ in lines(trace))
+
+
+def lines(trace: Trace) -> list[tuple[str, Node | None]]:
+    """The lines of `listing`, each with its node."""
     names = {value: f"{p.name}{p.digest}" for value, p in trace.params.items()}
-    lines: list[str] = []
+    found: list[tuple[str, Node | None]] = []
     for value, shape in trace.inputs.items():
-        names[value] = f"%{len(lines)}"
-        lines.append(f"{names[value]} = input {shape}")
+        names[value] = f"%{len(found)}"
+        found.append((f"{names[value]} = input {shape}", None))
     for node in trace.nodes:
-        names[node.name] = f"%{len(lines)}"
-        lines.append(f"{names[node.name]} = {_call(node, names)}")
-    return (*lines, "return " + ", ".join(names[o] for o in trace.outputs))
+        if node.op in _TRANSPARENT:
+            names[node.name] = names[next(node.refs())]
+            continue
+        names[node.name] = f"%{len(found)}"
+        found.append((f"{names[node.name]} = {_call(node, names)}", node))
+    return [*found, ("return " + ", ".join(names[o] for o in trace.outputs), None)]
 
 
 def _call(node: Node, names: Mapping[str, str]) -> str:

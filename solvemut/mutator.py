@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .apply import Optimizers, Plan
-from .arguments import flag, names, one_of, shown
+from .arguments import flag, names, shown
 from .constraints import asked, budget_of
 from .coupling import couple
 from .errors import CaptureError, PlanMismatchError, RequestError, UnsupportedOpError
@@ -22,9 +22,8 @@ from .optimizers import optimizers_of
 from .problem import Problem, check_fresh
 from .tracing import trace_examples
 from .values import Values
+from .verify import check_how
 from .wrappers import unwrapped
-
-VERIFY = ("program", "shapes", None)
 
 
 def capture(
@@ -134,7 +133,7 @@ class Mutator:
             raise RequestError(
                 f"on_infeasible={shown(on_infeasible)} is not available for prune; it raises with the conflict"
             )
-        one_of(verify, "verify", VERIFY)
+        check_how(verify)
         dry_run = flag(dry_run, "dry_run")
         check_fresh(self.graph)
         problem = Problem(self.graph)

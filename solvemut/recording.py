@@ -27,7 +27,8 @@ _GET = {name: getattr(torch.Tensor, name).__get__ for name in ("shape", "nbytes"
 _SHAPE, _BYTES = _GET["shape"], _GET["nbytes"]
 _NUMEL = (torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
 _AS_NUMBERS = (torch.Tensor.__len__, torch.Tensor.stride, _BYTES)
-# What an export copies, another run may hand through: in the list of calls such a result goes by its input's name.
+# What an export copies, another run may hand through: in the list of calls such a result goes by its input's name. What
+# a dropout drops is no matter of sizes.
 _MAY_RETURN_ITS_INPUT = (
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout",
     "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as",
@@ -38,13 +39,12 @@ class Recorder(TorchFunctionMode):
     """Lists the calls of one forward; with `tracked`, under torch.export, it also follows sizes.
 
     `noted` holds the sizes used as numbers and the questions asked of sizes. `lost[k]` are the tracked ints that call k
-    was given, to be looked for in the nodes that it made. `opaque` tells that some argument has no text. With
-    `through_dropout` the output of a dropout counts as its input.
+    was given, to be looked for in the nodes that it made. `opaque` tells that some argument has no text.
     """
 
-    def __init__(self, tracked: bool, through_dropout: bool = False) -> None:
+    def __init__(self, tracked: bool) -> None:
         super().__init__()
-        self.tracked, self.through_dropout = tracked, through_dropout
+        self.tracked = tracked
         self.noted = Noted()
         self.calls: list[Call] = []
         self.lost: dict[int, tuple[list[Size], str]] = {}
@@ -125,17 +125,12 @@ class Recorder(TorchFunctionMode):
         if tracer is not None:
             self._write(tracer, last, args, kwargs)
         leaves = [out] if isinstance(out, torch.Tensor) else _tensors(out)
-        if self._passes_on(func, args, said):
+        if _title(func) in _MAY_RETURN_ITS_INPUT and args and isinstance(args[0], torch.Tensor):
             self._names.setdefault(id(out), self._name(args[0]))
             self._alive.append(out)
         if leaves or (out is None and func is not torch._assert):
             self.calls.append(Call(_title(func), said, tuple(self._made(x, tracer) for x in leaves)))
         return out
-
-    def _passes_on(self, func: Any, args: Any, said: Any) -> bool:
-        """Whether a call returns what it was given; a dropout that drops does so only where that is not looked at."""
-        as_is = self.through_dropout or not any(a is True for a in said)
-        return _title(func) in _MAY_RETURN_ITS_INPUT and as_is and bool(args) and isinstance(args[0], torch.Tensor)
 
     def _said(self, a: Any) -> Any:
         """An argument as plain data; ints that are tracked as their `Size`."""

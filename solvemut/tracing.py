@@ -158,7 +158,7 @@ def _as_if_exporting() -> Iterator[None]:
 
 def train_mode_differs(model: nn.Module, example: Example, trace: Trace) -> bool | None:
     """Whether a call makes other calls of torch functions in train mode, flags and fractions aside; None: unknown."""
-    recorder = Recorder(tracked=False, through_dropout=True)
+    recorder = Recorder(tracked=False)
     try:
         fake_run(model, example.in_training(), recorder)
     except SolvemutError:

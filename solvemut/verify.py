@@ -14,9 +14,10 @@ from itertools import zip_longest
 
 from torch import nn
 
-from .errors import ProgramMismatchError, RequestError, SolvemutError
+from .arguments import one_of
+from .errors import ProgramMismatchError, SolvemutError
 from .examples import Example, from_text
-from .listing import listing
+from .listing import lines
 from .plan import PlanRecord
 from .recording import Recorder
 from .trace import Call, Trace, join
@@ -27,8 +28,7 @@ HOW = ("program", "shapes", None)
 
 def check_how(how: str | None) -> None:
     """Raises RequestError unless `how` is a way to verify."""
-    if how not in HOW:
-        raise RequestError(f"verify={how!r}: choose from {', '.join(map(repr, HOW))}")
+    one_of(how, "verify", HOW)
 
 
 def verify_program(plan: PlanRecord, model: nn.Module, how: str | None = "program") -> None:
@@ -56,16 +56,17 @@ def verify_program(plan: PlanRecord, model: nn.Module, how: str | None = "progra
 
 
 def _compare(foretold: tuple[str, ...], trace: Trace) -> None:
-    found = listing(trace)
-    if found == foretold:
+    found = lines(trace)
+    pairs = zip_longest(foretold, found, fillvalue=None)
+    wrong = next(((a, *(b or (None, None))) for a, b in pairs if a != (b and b[0])), None)
+    if wrong is None:
         return
-    k = next(k for k, (a, b) in enumerate(zip_longest(foretold, found)) if a != b)
-    node = k - len(trace.inputs)
-    at = f" at {trace.nodes[node].at()}" if 0 <= node < len(trace.nodes) else ""
+    wanted, line, node = wrong
+    at = f" at {node.at()}" if node is not None else ""
     raise ProgramMismatchError(
         f"the changed model would compute something else than the plan foretells{at}:\n"
-        f"  foretold: {foretold[k] if k < len(foretold) else 'nothing more'}\n"
-        f"  found:    {found[k] if k < len(found) else 'nothing more'}\n"
+        f"  foretold: {wanted or 'nothing more'}\n"
+        f"  found:    {line or 'nothing more'}\n"
         "Nothing was changed. The forward uses a size as a number or branches on it there: keep the layer whose size "
         "it is. If the model is another one since it was captured, capture it again; verify='shapes' compares shapes "
         "only"
