@@ -144,11 +144,16 @@ def near(name: str, known: Iterable[str]) -> list[str]:
     >>> near("conv1", ["layer1.0.conv1", "layer1.0.conv2", "fc"]), near("FC", ["fc", "layer1.0.conv1"])
     (['layer1.0.conv1', 'layer1.0.conv2'], ['fc'])
     """
-    wanted, names = name.lower(), list(dict.fromkeys(k for k in known if k))
+    wanted, names = name.lower(), list(dict.fromkeys(k for path in known for k in (path, *_containers(path)) if k))
     ends = [k for k in names if k.lower() == wanted or k.lower().endswith("." + wanted)]
     whole_names = _alike(wanted, {k: k.lower() for k in names})
     last = _alike(wanted.rpartition(".")[2], {k: k.lower().rpartition(".")[2] for k in names})
     return list(dict.fromkeys([*ends, *whole_names, *last]))[:3]
+
+
+def _containers(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
 
 
 def _alike(wanted: str, known: Mapping[str, str]) -> list[str]:
