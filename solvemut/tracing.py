@@ -125,9 +125,10 @@ def fake_run(model: nn.Module, example: Example, recorder: Recorder | None = Non
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_run(model, example.training))
-        mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
         fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
+        stack.enter_context(mode)
         args, kwargs = example.inputs(model)
         stack.enter_context(python_functions_open())
         stack.enter_context(_as_if_exporting())
