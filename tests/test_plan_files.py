@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import assert_same, masked, outputs
+from oracles import assert_same, masked, outputs, randomise
 from strategies_program import NIGHTLY
 from test_apply import assert_untouched, planned, snapshot, step, training_set
 from torch import nn
@@ -31,15 +31,34 @@ from solvemut.planfile import checksum
 # name -> fraction of params: groups, a shuffle, heads as an attribute, tied weights, concat, flatten, group norm
 CASES = {
     "ResNeXt": 0.6, "ChannelShuffle": 0.5, "FusedQkv": 0.85, "TiedHead": 0.8, "Dense": 0.6, "LayerNormImage": 0.7,
-    "GroupNorm": 0.6, "Mlp": 0.6,
+    "GroupNorm": 0.6, "Mlp": 0.6, "TwoMethods": 0.6,
 }  # fmt: skip
 COUNT = 6000 if NIGHTLY else 300
 BYTES = COUNT // 2
 
 
+class TwoMethods(nn.Module):
+    """Train mode takes another branch, and a second method is called: the plan tells of three calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 12), nn.Linear(12, 3), nn.Linear(12, 2)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        return (self.b(h), self.c(h)) if self.training else self.b(h)
+
+    def project(self, x, scale: float = 1.0):
+        return self.c(self.a(x) * scale)
+
+
 @functools.cache
 def case(name: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
     """A network, its inputs, and a plan for it; nobody changes them."""
+    if name == "TwoMethods":
+        model, args = randomise(TwoMethods().double()).eval(), (torch.ones(2, 5).double(),)
+        mutator = sm.Mutator(model, args, methods={"project": (*args, 0.5)})
+        return model, args, mutator.prune(params=CASES[name], values=sm.values.random(0), dry_run=True)
     model, args = training_set(name)
     return model, args, planned(model, args, CASES[name])
 
@@ -177,7 +196,7 @@ def damaged_example(data: Any, rng: random.Random) -> tuple[Any, str]:
     """The example inputs are JSON in a string, and their tree is JSON in a string of that."""
     spec = json.loads(data["example"])
     tree = json.loads(spec["tree"])
-    at, key = rng.choice(list(places(rng.choice([spec, spec["leaves"], tree]))))
+    at, key = rng.choice(list(places(rng.choice([spec, spec["leaves"], tree, *spec.get("more", [])]))))
     how = rng.choice(DAMAGE)
     told = f"example: {how.__name__} {key!r} in {str(at)[:80]}"
     how(rng, at, key)
