@@ -62,6 +62,7 @@ class Equation:
     low: int
     high: int
     name: str
+    asked: bool = False  # by a branch of the forward, which a conflict can name
 
 
 class Partition:

@@ -148,6 +148,8 @@ class Compiler:
 
     def _settle(self, e: Equation) -> bool:
         """Take an equation over one choice or two into the choices; it stays if nothing or too much would be left."""
+        if e.asked and not self.join_requests:
+            return False
         constant, vectors = self.linear(e.parts)
         low, high = e.low - constant, e.high - constant
         if len(vectors) > 2 or (not vectors and not low <= 0 <= high):
@@ -462,4 +464,5 @@ def _divides(d: Divides) -> tuple[Affine, int, int, str]:
 
 def _equation(link: Link) -> Equation:
     parts = [(Extent(labels.reshape(-1)), c) for labels, c in link.parts]
-    return Equation(parts, link.constant, link.constant + link.slack, f"{link.why}: {link.node.at()}")
+    name = f"{link.why}: {link.node.name if link.asked else link.node.at()}"
+    return Equation(parts, link.constant, link.constant + link.slack, name, link.asked)

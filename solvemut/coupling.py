@@ -30,6 +30,7 @@ class Link:
     node: Node
     why: str
     slack: int = 0
+    asked: bool = False  # by a branch of the forward, which a conflict can name
 
 
 @dataclass(frozen=True, eq=False)
@@ -541,7 +542,7 @@ def _within(
     low, high = least if low is None else low, most if high is None else high
     if low <= least and most <= high:
         return None
-    return Link(tuple(parts), low - constant, node, why, high - low)
+    return Link(tuple(parts), low - constant, node, why, high - low, asked=True)
 
 
 def affine(size: Size, exact: bool = False) -> tuple[Fraction, dict[Size, Fraction]] | None:

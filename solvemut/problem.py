@@ -151,7 +151,8 @@ class Problem:
                 lines.append("a layer keeps at least one unit")
                 continue
             would_do = compiler.nearest(name) if len(error.conflict) == 1 else None
-            if would_do is None and "%" not in name and (limit := error.smallest.get(name)) is not None:
+            own = "%" in name or name.startswith("the forward asks")  # its limit is nobody's to change
+            if would_do is None and not own and (limit := error.smallest.get(name)) is not None:
                 would_do = f"the nearest limit that would do is {limit}"
             lines.append(f"{name}" + (f": {would_do}" if would_do else ""))
         given = [f"round_to={self.multiple}"] if self.multiple else []
