@@ -17,7 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .errors import PlanMismatchError, RequestError, SolvemutError
-from .examples import from_text
+from .examples import check_methods, from_text
 from .interrupts import deferred
 from .optimizers import Optimizers, check_optimizers, optimizers_of, reset_notice, state_steps
 from .plan import AttributeChange, PlanRecord
@@ -120,7 +120,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """The plan agrees with itself, and with the tensors and attributes of a model."""
     plan.check()
-    _check_example(plan)
+    _check_example(plan, model)
     wrong = []
     for name, (before, _) in plan.shapes.items():
         found = tensors.get(name)
@@ -138,14 +138,16 @@ def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch
         raise PlanMismatchError(f"this plan was made for another {plan.root}: {'; '.join(wrong[:4])}{more}")
 
 
-def _check_example(plan: PlanRecord) -> None:
-    """The types and dtypes of the example inputs are known to this torch."""
-    if not plan.example:
-        return
+def _check_example(plan: PlanRecord, model: nn.Module) -> None:
+    """The types and dtypes of the example inputs are known to this torch, and the methods to the model."""
     try:
+        examples = from_text(plan.example)
         with FakeTensorMode():  # no memory is spent on them
-            for call in from_text(plan.example):
+            for call in examples:
                 call.inputs(nn.Identity())
+        check_methods(model, examples)
+    except RequestError as e:
+        raise PlanMismatchError(f"example: {e}") from e
     except Exception as e:
         raise PlanMismatchError(
             f"example: torch cannot build the inputs of this plan ({type(e).__name__}: {e}); if they hold a type of "

@@ -85,10 +85,11 @@ def examples_of(args: Any, kwargs: Mapping[str, Any] | None, methods: Mapping[st
 
 
 def check_methods(model: nn.Module, examples: Iterable[Example]) -> None:
-    """Raises RequestError for a method that the model does not have."""
+    """Raises RequestError for a method that the model does not have of its own; those of nn.Module change models."""
     for e in examples:
-        if not callable(getattr(model, e.method, None)):
-            raise RequestError(f"methods: {type(model).__name__} has no method {e.method!r}")
+        own = e.method == "forward" or not hasattr(nn.Module, e.method)
+        if not own or not callable(getattr(model, e.method, None)):
+            raise RequestError(f"methods: {type(model).__name__} has no method {e.method!r} of its own")
 
 
 def check_modes(modes: Any) -> tuple[str, ...]:

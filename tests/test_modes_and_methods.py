@@ -181,6 +181,7 @@ def test_a_second_prune_goes_on():
         ({"modes": 5}, "modes"),
         ({"methods": {"nothing": X}}, "no method 'nothing'"),
         ({"methods": [X]}, "methods"),
+        ({"methods": {"half": ()}}, "no method 'half' of its own"),  # it would change the model itself
     ],
 )
 def test_odd_modes_and_methods(arguments, words):
