@@ -58,7 +58,12 @@ def magnitude(p: float = 2, normalize: str | None = "mean") -> Metric:
 
 
 def _magnitude(model: nn.Module, graph: Graph, p: float) -> np.ndarray:
-    return _over_slices(model, graph, lambda name, w: w.abs() ** p, lambda s: s ** (1 / p))
+    def power(name: str, w: torch.Tensor) -> torch.Tensor:
+        if w.is_complex() or p > 2:  # higher powers of small numbers want the range of doubles
+            return wide(w).abs() ** p
+        return w.square() if p == 2 else w.abs() ** p
+
+    return _over_slices(model, graph, power, lambda s: s ** (1 / p))
 
 
 def bn_scale(normalize: str | None = None) -> Metric:
@@ -93,7 +98,7 @@ def _taylor(model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callab
 
     def contribution(name: str, w: torch.Tensor) -> torch.Tensor | None:
         grad = tensors[name].grad
-        return None if grad is None else w * wide(grad)
+        return None if grad is None else wide(w) * wide(grad)
 
     def add() -> None:
         nonlocal total
@@ -267,18 +272,21 @@ def _over_slices(
 ) -> np.ndarray:
     """Sum over all parameter dims with units: `contribution` summed within a slice, then `finish`, per position.
 
-    A score is proportional to its parameter, so it is computed of wide numbers near 1 and scaled back exactly.
+    A score is proportional to its parameter, so it is computed of numbers near 1, in single precision at least, and
+    scaled back exactly.
     """
     coupling = graph.coupling
     total = np.zeros(coupling.n_units)
     tensors = dict(model.named_parameters(remove_duplicate=False))
+    last: tuple[Any, ...] = ()  # the tensor at hand, for its other dims
     for (value, dim), extent in coupling.sources.items():
         p = coupling.trace.params.get(value)
         if p is None or p.kind != "parameter":
             continue
-        w = wide(tensors[p.name].detach())
-        scale = _power_of_two(w)
-        c = contribution(p.name, w / scale)
+        if not last or last[0] != p.name:
+            w, scale = _near_one(tensors[p.name].detach())
+            last = (p.name, contribution(p.name, w), scale)
+        _, c, scale = last
         if c is None:
             continue
         units = coupling.units(extent)
@@ -287,7 +295,7 @@ def _over_slices(
             c = c.reshape(g, c.shape[0] // g, *c.shape[1:]).movedim(2, 1).flatten(2).sum(2)
         else:
             c = c.movedim(dim, 0).reshape(units.size, -1).sum(1)
-        scores = scale * finish(c.cpu().numpy())
+        scores = scale * finish(c.double().cpu().numpy())
         np.add.at(total, units.reshape(-1), scores.reshape(-1))
     return total
 
@@ -301,10 +309,14 @@ def wide(t: torch.Tensor) -> torch.Tensor:
     return t.to(torch.complex128 if t.is_complex() else torch.float64)
 
 
-def _power_of_two(w: torch.Tensor) -> float:
-    """A power of two no larger than the largest entry; 1 if there is none to speak of."""
-    largest = float(w.abs().max()) if w.numel() else 0.0
-    return 2.0 ** (math.frexp(largest)[1] - 1) if 0 < largest < math.inf else 1.0
+def _near_one(t: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """A tensor over a power of two no larger than its largest entry, and that power; at least in single precision."""
+    single = t.layout is torch.strided and not t.is_complex() and t.dtype.itemsize <= 4
+    w = t.float() if single else wide(t)
+    low, high = (w.min(), w.max()) if w.numel() and not w.is_complex() else (-w.abs().max(), 0) if w.numel() else (0, 0)
+    largest = max(-float(low), float(high))
+    scale = 2.0 ** (math.frexp(largest)[1] - 1) if 0 < largest < math.inf else 1.0
+    return (w, scale) if scale == 1 else (w / scale, scale)
 
 
 # -- running the model -------------------------------------------------------------------------------------------------

@@ -350,7 +350,7 @@ def both(model: nn.Module, x: torch.Tensor, values: Any) -> tuple[np.ndarray, np
     (torch.float64, 1e-200), (torch.float64, 1e200),
 ])  # fmt: skip
 def test_magnitude_of_numbers_whose_squares_do_not_fit(dtype, size, p):
-    """Each value is as the definition has it, with numbers that fit."""
+    """Each value is as the definition has it, with numbers that fit, to single precision or better."""
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)
     with torch.no_grad():
         for i, t in enumerate(model.parameters()):
@@ -360,7 +360,7 @@ def test_magnitude_of_numbers_whose_squares_do_not_fit(dtype, size, p):
     w, b, v = (t.detach().double() / size for t in list(model.parameters())[:3])
     slices = [w, b.unsqueeze(1), v.t()]
     wanted = sum((s.abs() ** p).sum(1) ** (1 / p) for s in slices)
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9 if dtype == torch.float64 or p > 2 else 1e-6)
     assert len(set(found)) == 6
 
 
