@@ -152,44 +152,79 @@ class Multiple:
     __repr__ = __str__
 
 
+@dataclass(frozen=True)
+class Switch:
+    """Something that can be on or off, such as a block that may be left out; now it is on, unless said otherwise."""
+
+    name: str
+    now: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Monomial:
-    """coefficient * product of extents, of one vertex."""
+    """coefficient * product of extents, of one vertex; counted where the switch `when` is on."""
 
     coefficient: int
     extents: tuple[Extent, ...]
     vertex: str = ""
+    when: Switch | None = None
 
     @property
     def now(self) -> int:
-        n = self.coefficient
-        for e in self.extents:
-            n *= e.now
-        return n
+        return self.at([e.now for e in self.extents])
+
+    def at(self, sizes: Sequence[int]) -> int:
+        """The value at other sizes."""
+        return self.coefficient * prod(sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """An entry of `values` by one size or two: a latency that was measured, say; counted where `when` is on."""
+
+    values: np.ndarray  # ints, [size of the first extent, size of the second], from 0 to all
+    extents: tuple[Extent, ...]
+    vertex: str = ""
+    when: Switch | None = None
+
+    def __post_init__(self) -> None:
+        wanted = tuple(e.now + 1 for e in self.extents)
+        if np.shape(self.values) != wanted or len(wanted) not in (1, 2):
+            raise RequestError(f"a table over {len(wanted)} sizes has shape {wanted}, not {np.shape(self.values)}")
+
+    @property
+    def now(self) -> int:
+        return self.at([e.now for e in self.extents])
+
+    def at(self, sizes: Sequence[int]) -> int:
+        """The value at other sizes."""
+        return int(self.values[tuple(sizes)])
 
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """A resource as a sum of products of sizes. `.now` is its value on the captured model."""
+    """A resource as a sum of products of sizes and of tables over sizes. `.now` is its value on the captured model."""
 
     __array_ufunc__ = None
 
     name: str
-    monomials: tuple[Monomial, ...]
+    monomials: tuple[Monomial | Table, ...]
     owner: Any = None  # the coupling whose cost this is
 
     @property
     def now(self) -> int:
-        return sum(m.now for m in self.monomials)
+        return sum(m.now for m in self.monomials if m.when is None or m.when.now)
 
-    def count(self, coupling: Any, kept: np.ndarray) -> int:
-        """The value when only `kept` (bool per unit class) stays."""
-        return sum(m.coefficient * prod([coupling.count(e, kept) for e in m.extents]) for m in self.monomials)
+    def count(self, coupling: Any, kept: np.ndarray, on: Mapping[str, bool] | None = None) -> int:
+        """The value when only `kept` (bool per unit class) stays, with switches as `on` says, or else as they are."""
+        states = on or {}
+        terms = [m for m in self.monomials if m.when is None or states.get(m.when.name, m.when.now)]
+        return sum(m.at([coupling.count(e, kept) for e in m.extents]) for m in terms)
 
     def check(self, labels: np.ndarray) -> None:
         """Raises RequestError unless every monomial counts some of these labels."""
         for m in self.monomials:
-            if not isinstance(m, Monomial) or not all(isinstance(e, Extent) for e in m.extents):
+            if not isinstance(m, (Monomial, Table)) or not all(isinstance(e, Extent) for e in m.extents):
                 raise RequestError(f"the cost {self.name!r} holds {m!r}: give Monomials over Extents")
             for e in m.extents:
                 ints = isinstance(e.labels, np.ndarray) and e.labels.dtype.kind in "iu"

@@ -11,7 +11,7 @@ import numpy as np
 
 from .apply import Plan
 from .arguments import flag, names, one_of, search_limits, shown, whole
-from .compile import Compiler, TooManySizes
+from .compile import Compiled, Question, Worth, compile_program, explained
 from .constraints import Budget, Cost, Request, flat, owners
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
@@ -106,7 +106,7 @@ class Problem:
         """The plan, and whether Ctrl-C ended the search."""
         start = time.perf_counter()
         value = unit_values(self.values, self.graph.model, self.graph)
-        compiler = self._compiler(value)
+        compiled = self._compiled(value)
         spent = time.perf_counter() - start
         left = max(0.05 * time_limit, time_limit - 1.3 * spent)  # drawing up the plan takes less than compiling did
         with Reporter(progress) as reporter:
@@ -116,64 +116,40 @@ class Problem:
                 return ctrl_c.heard
 
             try:
-                solution = compiler.program.solve(time_limit=left, gap=gap, seed=seed, callback=callback)
+                solution = compiled.program.solve(time_limit=left, gap=gap, seed=seed, callback=callback)
             except InfeasibleError as e:
                 raise self._explained(e, value, time_limit) from None
-        kept = compiler.decode(solution)
-        return self._plan(solution, kept, compiler, time.perf_counter() - start), solution.interrupted
+        kept = compiled.decoder.kept(solution)
+        return self._plan(solution, kept, compiled, time.perf_counter() - start), solution.interrupted
 
-    def _compiler(self, value: np.ndarray, join_requests: bool = True) -> Compiler:
-        """A compiled program. Where a cost is a product of three sizes that change apart, one of them is kept."""
-        frozen, notes = self.frozen.copy(), []
-        while True:
-            compiler = Compiler(self.graph.coupling, value, self.requests, self.multiple, frozen, join_requests)
-            try:
-                compiler.compile()
-            except TooManySizes as e:
-                frozen[self.graph.coupling.units(e.extent)] = True
-                notes.append(f"{e}: the smallest of them, {e.extent.now}, stays")
-                continue
-            compiler.notes += notes
-            return compiler
+    def _compiled(self, value: np.ndarray, join_requests: bool = True) -> Compiled:
+        question = Question(self.requests, self.multiple, self.frozen, join_requests)
+        return compile_program(self.graph.coupling, Worth(value), question)
 
     def _explained(self, error: InfeasibleError, value: np.ndarray, time_limit: float) -> InfeasibleError:
         """The conflict in the words of the request: what cannot hold, and what could."""
-        compiler = self._compiler(value, join_requests=False)  # equations that were asked for can be named too
+        compiled = self._compiled(value, join_requests=False)  # equations that were asked for can be named too
         with contextlib.suppress(TimeLimitError):
             try:
-                if compiler.program.solve(time_limit=time_limit, gap=1.0).interrupted:
+                if compiled.program.solve(time_limit=time_limit, gap=1.0).interrupted:
                     raise KeyboardInterrupt
             except InfeasibleError as e:
                 error = e
-        lines = []
-        for name in error.conflict:
-            if name.endswith(" keeps a unit"):
-                lines.append("a layer keeps at least one unit")
-                continue
-            would_do = compiler.nearest(name) if len(error.conflict) == 1 else None
-            own = "%" in name or name.startswith("the forward asks")  # its limit is nobody's to change
-            if would_do is None and not own and (limit := error.smallest.get(name)) is not None:
-                would_do = f"the nearest limit that would do is {limit}"
-            lines.append(f"{name}" + (f": {would_do}" if would_do else ""))
-        given = [f"round_to={self.multiple}"] if self.multiple else []
-        given += [f"keep={list(self.kept)}"] if self.kept else []
-        head = "no plan satisfies " + ("this request" if len(lines) == 1 else f"these {len(lines)} requests together")
-        text = head + (f" (given {', '.join(given)})" if given else "") + ":\n  " + "\n  ".join(lines)
-        return InfeasibleError(text, error.conflict, error.smallest)
+        return explained(error, compiled.choices, self.kept)
 
-    def _plan(self, solution: Solution, kept: np.ndarray, compiler: Compiler, seconds: float) -> Plan:
+    def _plan(self, solution: Solution, kept: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
         graph, trace = self.graph, self.graph.trace
         resized = resize(graph.coupling, kept)
         after = Graph(resized.trace, couple(resized.trace), graph.example, graph.model, graph.examples)
         costs = self._costs(kept, after)
-        self._check(solution, compiler, kept, after)
+        self._check(solution, compiled, kept, after)
         return Plan(
             solution.status, float(solution.objective), float(solution.bound), float(solution.gap), seconds,
             solution.solver,
             {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
             _indices(resized), _shapes(graph, resized), costs,
             tuple(_attribute(a, trace.attributes[a], v) for a, v in resized.attributes.items()),
-            (*graph.notes, *compiler.notes),
+            (*graph.notes, *compiled.notes),
             trace.root,
             _values_name(self.values),
             graph.example,
@@ -200,9 +176,15 @@ class Problem:
         own = self.graph.costs.get(cost.name)
         return cost is own or (own is not None and cost.owner is not self.graph.coupling and cost.now == own.now)
 
-    def _check(self, solution: Solution, compiler: Compiler, kept: np.ndarray, after: Graph) -> None:
+    def _check(self, solution: Solution, compiled: Compiled, kept: np.ndarray, after: Graph) -> None:
         """What the program promised is what the units kept, and the resized model, come to."""
-        for b, name in compiler.counted:
+        worth = compiled.decoder.worth.of(kept, compiled.decoder.frozen)
+        if abs(worth - float(solution.objective)) > 1e-6 * max(1.0, abs(worth), abs(float(solution.objective))):
+            raise SolvemutError(
+                f"the program promised a value of {float(solution.objective):g}, the units kept have {worth:g}; "
+                "please report this model"
+            )
+        for b, name in compiled.counted:
             recounts = [b.cost.count(self.graph.coupling, kept)]
             if self._is_own(b.cost):
                 recounts.append(after.costs[b.cost.name].now)

@@ -105,16 +105,16 @@ def test_a_cost_named_like_one_of_ours_is_not_taken_for_it():
 
 def test_a_program_that_counts_wrongly_is_found_out(monkeypatch):
     """Blocks blind to the caller's cost, as they once were: solve raises instead of returning."""
-    from solvemut.compile import Compiler
+    from solvemut.compile.choices import Choices
 
-    features = Compiler._features
+    features = Choices._features
     graph = graph_of("Mlp")
     mine = part(graph, "0", slice(6))
 
-    def blind(self: Compiler) -> Any:
+    def blind(self: Choices) -> Any:
         return (labels for labels in features(self) if labels is not mine.labels)
 
-    monkeypatch.setattr(Compiler, "_features", blind)
+    monkeypatch.setattr(Choices, "_features", blind)
     with pytest.raises(SolvemutError, match=r"part <= 2.*recount"):
         solved(graph, {"0": np.r_[np.full(6, 5.0), np.ones(6)]}, cost_of(graph, mine) <= 2)
 

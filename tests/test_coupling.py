@@ -326,14 +326,14 @@ def test_printed_graph():
 
 
 def test_printed_program():
-    from solvemut.compile import Compiler
+    from solvemut.compile import Question, compile_program
 
     trace = residual()
     graph = Graph(trace, couple(trace))
     value = np.zeros(graph.coupling.n_units)
     value[graph["a"].units] = [4, 3, 2, 1]
     value[graph["b"].units] = [1, 5, 2, 2, 9, 1]
-    program = Compiler(graph.coupling, value, [graph.params <= 40]).compile()
+    program = compile_program(graph.coupling, value, Question([graph.params <= 40])).program
     assert str(program).splitlines() == PROGRAM.strip("\n").splitlines(), str(program)
     best = max(  # a and c make m units, b makes n
         (sum([4, 3, 2, 1][:m]) + sum([9, 5, 2, 2, 1, 1][:n]), m, n)

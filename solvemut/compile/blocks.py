@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .coupling import Coupling, Rows
-from .errors import RequestError
-from .flow import Extent
-from .labels import FIXED
+from ..coupling import Coupling, Rows
+from ..errors import RequestError
+from ..flow import Extent
+from ..labels import FIXED
 
 MOST_LEVELS = 4096  # what one choice may offer
 
@@ -33,6 +33,10 @@ class Block:
     @property
     def rows(self) -> int:
         return self.families[0].shape[0]
+
+    def counts(self) -> np.ndarray:
+        """How many units stay at each level."""
+        return np.asarray(self.levels[:, 0] * self.levels[:, 1:].sum(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +230,10 @@ def _grid(axes: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([g.reshape(-1) for g in np.meshgrid(*axes, indexing="ij")], axis=1)
 
 
-def _ranked(units: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Units of each row by falling value; ties go to the lowest index."""
-    order = np.argsort(-value[units], axis=1, kind="stable")
-    return np.take_along_axis(units, order, axis=1)
+def _ranked(units: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Units of each row by falling order; ties go to the lowest index."""
+    found = np.argsort(-order[units], axis=1, kind="stable")
+    return np.take_along_axis(units, found, axis=1)
 
 
 def block_value(block: Block, value: np.ndarray) -> np.ndarray:

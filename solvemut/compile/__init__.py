@@ -1,0 +1,71 @@
+"""Compile: coupled units, their worth and requests become an integer program over block sizes, with its decoder.
+
+A function without memory: `compile_program(coupling, worth, question)` gives the program, the decoder of its solutions,
+and notes on what freedom was left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..constraints import Budget, Monomial
+from ..coupling import Coupling
+from ..flow import Extent
+from ..program import Program
+from .choices import Choices
+from .decode import Decoder
+from .explain import explained
+from .question import Curve, Question, Worth
+from .state import Statement, reduced
+
+__all__ = ["Compiled", "Curve", "Decoder", "Question", "Worth", "compile_program", "explained"]
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A program with what reads its solutions; `counted` pairs each budget with the resource that counts it."""
+
+    program: Program
+    decoder: Decoder
+    choices: Choices
+    counted: tuple[tuple[Budget, str], ...]
+    notes: tuple[str, ...]
+
+
+def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Question | None = None) -> Compiled:
+    """The program for one coupling, what its units are worth, and a question.
+
+    Where a cost is a product of more than two sizes that change apart, the smallest of them stays, and a note says so.
+    """
+    worth = worth if isinstance(worth, Worth) else Worth(np.asarray(worth))
+    question = question or Question()
+    frozen = coupling.frozen | (question.keep if question.keep is not None else False)
+    notes: list[str] = []
+    while True:
+        choices = Choices(coupling, question, worth, frozen)
+        found = _too_many(choices)
+        if found is None:
+            break
+        extent, vertex = found
+        frozen = frozen.copy()
+        frozen[coupling.units(extent)] = True
+        notes.append(
+            f"the cost of {vertex} is a product of more than two sizes that change apart: "
+            f"the smallest of them, {extent.now}, stays"
+        )
+    stated = Statement(choices, worth)
+    switches = tuple(s.name for s in stated.switches)
+    decoder = Decoder(tuple(choices.choices), frozen, worth, switches)
+    return Compiled(stated.program, decoder, choices, tuple(stated.counted), (*choices.notes, *notes))
+
+
+def _too_many(choices: Choices) -> tuple[Extent, str] | None:
+    """A size that might stay, of a product of more than two that change apart."""
+    for cost in choices.question.costs:
+        for m in cost.monomials:
+            several = isinstance(m, Monomial) and len(m.extents) > 2
+            if several and reduced([choices.linear([(e, 1)]) for e in m.extents]) is None:
+                return min(m.extents, key=lambda e: e.now), m.vertex
+    return None

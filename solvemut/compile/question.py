@@ -1,0 +1,82 @@
+"""The question: what a program is compiled from, besides the coupling: what units are worth, and what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..constraints import Budget, Cost, Request
+from ..errors import ValuesError
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The worth of keeping n units of a set, for every n from 0 on, whatever its shape; -inf forbids an n.
+
+    `units` are classes in the order in which they are kept: the last of them goes first.
+    """
+
+    units: np.ndarray
+    worth: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.worth) != len(self.units) + 1 or len(np.unique(self.units)) < len(self.units):
+            n = len(self.units)
+            raise ValuesError(f"a curve over {n} distinct units has {n + 1} entries, not {len(self.worth)}")
+        if np.isnan(self.worth).any() or (np.asarray(self.worth, dtype=float) == np.inf).any():
+            raise ValuesError("the worth in a curve is a number, or -inf")
+        if np.isneginf(np.asarray(self.worth[-1], dtype=float)):
+            raise ValuesError("a curve allows keeping all of its units")
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """What units are worth: a number for each class, or for the units of a `Curve` what that says."""
+
+    value: np.ndarray
+    curves: tuple[Curve, ...] = ()
+
+    def __post_init__(self) -> None:
+        units = [u for curve in self.curves for u in curve.units.tolist()]
+        if len(set(units)) < len(units):
+            raise ValuesError("a unit stands in two curves")
+
+    @property
+    def order(self) -> np.ndarray:
+        """By which units of a block are kept first: their values, and the order of their curve."""
+        found = np.array(self.value, dtype=float)
+        for curve in self.curves:
+            found[curve.units] = np.arange(len(curve.units), 0, -1)
+        return found
+
+    def of(self, kept: np.ndarray, frozen: np.ndarray) -> float:
+        """The worth of what is kept (bool per class); units that stay anyway count in curves alone."""
+        loose = kept & ~frozen
+        for curve in self.curves:
+            loose[curve.units] = False
+        return float(self.value[loose].sum()) + sum(float(c.worth[int(kept[c.units].sum())]) for c in self.curves)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked: requests, sizes in multiples of `round_to`, and `keep`: classes that must stay.
+
+    With `join_requests` equations that the caller asked for may become part of the choices, which is faster; without,
+    they stay constraints that a conflict can name.
+    """
+
+    requests: Sequence[Request] = ()
+    round_to: int | None = None
+    keep: np.ndarray | None = None
+    join_requests: bool = True
+
+    @property
+    def budgets(self) -> list[Budget]:
+        return [r for r in self.requests if isinstance(r, Budget)]
+
+    @property
+    def costs(self) -> list[Cost]:
+        """The costs that budgets are on."""
+        return [b.cost for b in self.budgets]

@@ -1,0 +1,272 @@
+"""State: choices, worth and requests written down as an integer program.
+
+Costs are sums of products of sizes, and tables over one size or two: they become constants, vectors and pair tables
+over choices, the products as rank-one tables, kept as their two factors. What has a switch counts where it is on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from ..constraints import Affine, Budget, Cost, Monomial, Switch, Table
+from ..flow import Extent
+from ..program import Program, RankOne, Width
+from .blocks import ClassExtent, block_value
+from .choices import Choice, Choices, Linear, Parts, parts_of, whole
+from .question import Curve, Worth
+
+Place = tuple[Switch | None, tuple[int, ...]]  # a term: its switch, and the choices it is over
+
+
+class Statement:
+    """The program of some choices; `counted` pairs each budget with the resource that counts it."""
+
+    def __init__(self, choices: Choices, worth: Worth) -> None:
+        self.layout, self.worth = choices, worth
+        self.program = Program()
+        self.counted: list[tuple[Budget, str]] = []
+        self.switches: dict[Switch, Width] = {}
+        self._sizes: dict[int, tuple[Extent, Width]] = {}  # sizes that several choices make, as widths of their own
+        self._values()
+        self._limits()
+        for budget in choices.question.budgets:
+            self._budget(budget)
+
+    # -- what it is worth ------------------------------------------------------------------------------------------
+
+    def _values(self) -> None:
+        direct = {id(b): c for c in self.worth.curves if (b := self._only_block(c)) is not None}
+        loose = {int(u) for c in self.worth.curves if c not in direct.values() for u in c.units.tolist()}
+        value = np.array(self.worth.value, dtype=float)
+        value[list(loose)] = 0  # a width of its own counts them
+        flat = False
+        for choice in self.layout.choices:
+            worth = sum(self._block_worth(choice, j, value, direct) for j in range(len(choice.blocks)))
+            worth = self._allowed(choice, np.asarray(worth))
+            choice.width = self.program.width(choice.name, self._levels(choice))
+            self.program.value(worth, choice.width)
+            flat |= len(np.unique(worth)) < len(worth)
+        for curve in (c for c in self.worth.curves if c not in direct.values()):
+            self._curve(curve)
+        if flat:  # among equals, change as little as possible
+            for choice in self.layout.choices:
+                self.program.value(choice.counts(), choice.width, stage=1)
+
+    def _block_worth(self, choice: Choice, j: int, value: np.ndarray, direct: dict[int, Curve]) -> np.ndarray:
+        block = choice.blocks[j]
+        if (curve := direct.get(id(block))) is None:
+            worth = block_value(block, value)
+        else:
+            worth = np.asarray(curve.worth, dtype=float)[block.counts() + len(curve.units) - block.families[0].size]
+        return worth[choice.picks[:, j]]
+
+    def _allowed(self, choice: Choice, worth: np.ndarray) -> np.ndarray:
+        """Levels of worth -inf are none."""
+        finite = np.isfinite(worth)
+        if not finite.all():
+            choice.keep(finite)
+        return worth[finite]
+
+    @staticmethod
+    def _levels(choice: Choice) -> Sequence[int]:
+        plain = len(choice.blocks) == 1 and choice.blocks[0].rows == 1
+        return choice.blocks[0].levels[choice.picks[:, 0], 1].tolist() if plain else range(len(choice.picks))
+
+    def _only_block(self, curve: Curve) -> Any:
+        """The block that holds all the free units of a curve and nothing else, if there is one without rows."""
+        free = curve.units[~self.layout.frozen[curve.units]]
+        homes = {id(b): b for u in free.tolist() for b in [self.layout.partition.home[u][0]]}
+        block = next(iter(homes.values())) if len(homes) == 1 else None
+        plain = block is not None and block.rows == len(block.families) == 1
+        return block if plain and block is not None and block.families[0].size == len(free) else None
+
+    def _curve(self, curve: Curve) -> None:
+        """A curve over several blocks: the number of its units that stay is a width of its own."""
+        worth = np.asarray(curve.worth, dtype=float)
+        width = self._size_width(ClassExtent(curve.units), f"kept of {len(curve.units)} units", np.isfinite(worth))
+        self.program.value(worth[list(width.levels)], width)
+
+    # -- sizes and limits ------------------------------------------------------------------------------------------
+
+    def _limits(self) -> None:
+        for equation in self.layout.equations:
+            self._linear_budget(equation.name, equation.parts, equation.low, equation.high)
+        for parts, name in self.layout.floors:
+            self._linear_budget(name, parts, 1, None)
+        for r in self.layout.relations:
+            total = r.right.constant - r.left.constant
+            low, high = None if r.sense == "<=" else total, None if r.sense == ">=" else total
+            self._linear_budget(str(r), parts_of(r), low, high)
+        for size, divisor, remainder, name in self.layout.multiples:
+            self._multiple(size, divisor, remainder, name)
+
+    def _linear_budget(self, name: str, parts: Parts, lower: Any = None, upper: Any = None) -> None:
+        """lower <= sum of coefficient * extent <= upper."""
+        self.program.budget(self._resource(name, *self.layout.linear(parts)), upper, lower=lower)
+
+    def _resource(self, name: str, constant: Fraction, vectors: dict[int, np.ndarray]) -> str:
+        """A resource of that linear cost, under the name or the first free one after it."""
+        name = self._free_name(name)
+        self.program.cost(name, constant)
+        for k, v in vectors.items():
+            self.program.cost(name, v, self.layout.choices[k].width)
+        return name
+
+    def _free_name(self, name: str) -> str:
+        """The name, or the first free one after it: a budget given twice is not one of twice the size."""
+        while name in self.program._budgets:
+            name += " "
+        return name
+
+    def _multiple(self, size: Affine, divisor: int, remainder: int, name: str) -> None:
+        """size == divisor * t + remainder for some t."""
+        constant, vectors = self.layout.linear([(e, c) for e, c, _ in size.terms])
+        constant += size.constant
+        low = constant + sum(min(v) for v in vectors.values())
+        high = constant + sum(max(v) for v in vectors.values())
+        start, stop = -((remainder - low) // divisor), (high - remainder) // divisor
+        if stop < start:
+            start = stop = (low - remainder) // divisor
+        t = self.program.width(f"({name}) quotient", range(int(start), int(stop) + 1))
+        resource = self._resource(name, constant - remainder, vectors)
+        self.program.cost(resource, np.array([-divisor * x for x in t.levels], dtype=object), t)
+        self.program.budget(resource, 0, lower=0)
+
+    def _size_width(self, e: Extent, name: str, allowed: np.ndarray | None = None) -> Width:
+        """A size that several choices make, as a width; `allowed` says which sizes may be (bool per size)."""
+        if id(e) in self._sizes:
+            return self._sizes[id(e)][1]
+        constant, vectors = self.layout.linear([(e, 1)])
+        low = int(constant + sum(min(v) for v in vectors.values()))
+        high = int(constant + sum(max(v) for v in vectors.values()))
+        levels = [n for n in range(low, high + 1) if allowed is None or allowed[n]] or [high]
+        width = self.program.width(f"{name} ({len(self._sizes)})", levels)
+        resource = self._resource(f"{name} counted ({len(self._sizes)})", constant, vectors)
+        self.program.cost(resource, np.array([-x for x in width.levels], dtype=object), width)
+        self.program.budget(resource, 0, lower=0)
+        self._sizes[id(e)] = (e, width)
+        return width
+
+    # -- costs -----------------------------------------------------------------------------------------------------
+
+    def _budget(self, budget: Budget) -> None:
+        name = self._free_name(str(budget))
+        self.counted.append((budget, name))
+        self._cost(budget.cost, name)
+        if budget.sense == "<=":
+            self.program.budget(name, budget.limit)
+        else:
+            self.program.budget(name, lower=budget.limit)
+
+    def _cost(self, cost: Cost, resource: str) -> None:
+        constants: dict[Switch | None, Any] = {None: Fraction(0)}
+        vectors: dict[tuple[Switch | None, int], Any] = {}
+        pairs: dict[tuple[Switch | None, int, int], list[RankOne]] = {}
+        tables = [m for m in cost.monomials if isinstance(m, Table)]
+        for m in (m for m in cost.monomials if isinstance(m, Monomial)):
+            self._product(m, constants, vectors, pairs)
+        for switch, constant in constants.items():
+            self.program.cost(resource, whole(Fraction(constant)), when=self._switch(switch))
+        for (switch, k), v in vectors.items():
+            self.program.cost(resource, _whole_array(v), self._width(k), when=self._switch(switch))
+        for (switch, i, j), found in pairs.items():
+            for table in found:
+                self.program.cost(resource, table, self._width(i), self._width(j), when=self._switch(switch))
+        for t in tables:
+            self._table(t, resource)
+
+    def _product(self, m: Monomial, constants: Any, vectors: Any, pairs: Any) -> None:
+        """A product of sizes multiplied out over the choices that make them."""
+        on, c = m.when, m.coefficient
+        factors = reduced([self.layout.linear([(e, 1)]) for e in m.extents])
+        assert factors is not None, "a product of more than two sizes: one of them should stay"
+        factors += [(Fraction(1), {})] * (2 - len(factors))
+        (c0, v0), (c1, v1) = factors
+        constants[on] = constants.get(on, 0) + c * c0 * c1
+        for k, v in v0.items():
+            vectors[on, k] = vectors.get((on, k), 0) + c * c1 * v
+        for k, v in v1.items():
+            vectors[on, k] = vectors.get((on, k), 0) + c * c0 * v
+        for (i, a), (j, b) in itertools.product(v0.items(), v1.items()):
+            if i == j:
+                vectors[on, i] = vectors.get((on, i), 0) + c * a * b
+            elif i < j:
+                _add_product(pairs.setdefault((on, i, j), []), c * a, b)
+            else:
+                _add_product(pairs.setdefault((on, j, i), []), b, c * a)
+
+    def _table(self, t: Table, resource: str) -> None:
+        """A table over one size or two, each made by one choice, or a width of its own."""
+        entries = np.array(t.values, dtype=object)
+        over: list[tuple[Width, list[int]]] = []
+        for e in t.extents:
+            constant, vectors = self.layout.linear([(e, 1)])
+            if len(vectors) > 1:
+                width = self._size_width(e, f"size at {t.vertex or 'a table'}")
+                over.append((width, list(width.levels)))
+            elif vectors:
+                ((k, v),) = vectors.items()
+                over.append((self._width(k), [int(x + constant) for x in v.tolist()]))
+            else:
+                entries = entries.take(int(constant), axis=len(over))
+        switch = self._switch(t.when)
+        if len(over) == 2 and over[0][0] is over[1][0]:
+            entries, over = entries[over[0][1], over[1][1]], over[:1]
+        else:
+            entries = entries[np.ix_(*(sizes for _, sizes in over))] if over else entries
+        self.program.cost(resource, entries, *(w for w, _ in over), when=switch)
+
+    def _width(self, k: int) -> Width:
+        return self.layout.choices[k].width
+
+    def _switch(self, switch: Switch | None) -> Width | None:
+        if switch is None:
+            return None
+        if switch not in self.switches:
+            self.switches[switch] = self.program.switch(switch.name)
+        return self.switches[switch]
+
+
+def reduced(factors: list[Linear]) -> list[Linear] | None:
+    """A product as one of at most two sizes, which is possible where all but two are of one choice; else None."""
+    while len(factors) > 2:
+        pairs = itertools.combinations(range(len(factors)), 2)
+        merged = next(((i, j) for i, j in pairs if _one_choice(factors, i, j)), None)
+        if merged is None:
+            return None
+        rest = [f for k, f in enumerate(factors) if k not in merged]
+        factors = [*rest, _times(*factors[merged[0]], *factors[merged[1]])]
+    return factors
+
+
+def _one_choice(factors: Sequence[Linear], i: int, j: int) -> bool:
+    return len(factors[i][1].keys() | factors[j][1].keys()) <= 1
+
+
+def _times(ci: Fraction, vi: dict[int, Any], cj: Fraction, vj: dict[int, Any]) -> Linear:
+    keys = set(vi) | set(vj)
+    if not keys:
+        return ci * cj, {}
+    (k,) = keys
+    return Fraction(0), {k: (ci + vi.get(k, 0)) * (cj + vj.get(k, 0))}
+
+
+def _add_product(tables: list[RankOne], a: np.ndarray, b: np.ndarray) -> None:
+    """Collect rank-one tables of one pair; those with a factor in common become one."""
+    for k, t in enumerate(tables):
+        if (t.second == b).all():
+            tables[k] = RankOne(t.first + a, t.second)
+            return
+        if (t.first == a).all():
+            tables[k] = RankOne(t.first, t.second + b)
+            return
+    tables.append(RankOne(a, b))
+
+
+def _whole_array(v: np.ndarray) -> np.ndarray:
+    return np.array([whole(Fraction(x)) for x in v.tolist()], dtype=object)
