@@ -196,8 +196,10 @@ class _Analysis:
             known = (len(self.edges), len(self.frozen_labels), len(self.pinned))
             self.pins: list[AttributeUse] = []
             self.divides = []
+            matched: set[int] = set()
             for k, rect in enumerate(self.facts.rectangles):
-                literals += self._rectangle(k, rect, unit_of, frozen, rows)
+                literals += self._rectangle(k, rect, unit_of, frozen, rows, matched)
+            self._hold_others(matched, unit_of, frozen)
             links, uses = self._literals(literals, unit_of, frozen)
             if known == (len(self.edges), len(self.frozen_labels), len(self.pinned)):
                 break
@@ -222,9 +224,9 @@ class _Analysis:
         self.frozen_labels.append((labels[labels != FIXED], _reason(why, node)))
 
     def _rectangle(
-        self, k: int, rect: Rectangle, unit_of: np.ndarray, frozen: np.ndarray, rows: list[Rows]
+        self, k: int, rect: Rectangle, unit_of: np.ndarray, frozen: np.ndarray, rows: list[Rows], matched: set[int]
     ) -> list[tuple[np.ndarray, Node, Path, int]]:
-        """What one rectangle demands: sizes of its axes, or rows of equal size."""
+        """What one rectangle demands: sizes of its axes, or rows of equal size; enters in `matched` what it holds."""
         labels, units = rect.labels, unit_of[rect.labels]
         paths = list(rect.paths)
         if rect.grouped:
@@ -238,18 +240,44 @@ class _Analysis:
             if units.ndim > 1 and (units == units.take([0], axis=axis)).all():
                 labels, units = labels.take(0, axis=axis), units.take(0, axis=axis)
                 self._pin(rect.node, paths.pop(axis))
-        if units.ndim == 1:
+        held = [self._is_held(units, axis, matched) for axis in range(units.ndim)]
+        for path in (p for p, stays in zip(paths, held, strict=True) if stays):
+            self._pin(rect.node, path)
+        if units.ndim == 1 and not held[0]:
             return [(labels, rect.node, paths[0], 1)] if paths[0] is not None else []
-        written = [p is not None and self._is_number(rect.node, p) for p in paths]
+        number = [p is not None and self._is_number(rect.node, p) for p in paths]
+        written = [a or b for a, b in zip(number, held, strict=True)]
         free = [axis for axis in range(units.ndim) if not written[axis]]
         if not free:
-            self._once(k, lambda: self._freeze(labels.reshape(-1), "its sizes are written as numbers", rect.node))
+            why = "its positions are picked by number" if any(held) else "its sizes are written as numbers"
+            self._once(k, lambda: self._freeze(labels.reshape(-1), why, rect.node))
             return []
         ragged = free[-1]
         moved = np.moveaxis(units, ragged, -1)
         removable = units.ndim == 2 and len(free) == 2
         rows.append(Rows(moved.reshape(-1, moved.shape[-1]), removable, rect.key, rect.node))
         return []
+
+    def _is_held(self, units: np.ndarray, axis: int, matched: set[int]) -> bool:
+        """Whether an axis keeps its size because some node picks positions along it by number."""
+        row_of = np.full(int(self.unit_of.max()) + 1, -1)
+        for k, row in enumerate(np.moveaxis(units, axis, 0)):
+            row_of[row] = k
+        found = False
+        for k, h in enumerate(self.facts.held):
+            ids = row_of[np.moveaxis(self.unit_of[h.labels], h.axis, 0).reshape(h.labels.shape[h.axis], -1)]
+            if (ids >= 0).all() and (ids == ids[:, :1]).all() and len(np.unique(ids[:, 0])) == len(ids):
+                matched.add(k)
+                found = True
+        return found
+
+    def _hold_others(self, matched: set[int], unit_of: np.ndarray, frozen: np.ndarray) -> None:
+        """A held axis that is none of any rectangle keeps all its units, unless it keeps its size anyway."""
+        for k, h in enumerate(self.facts.held):
+            units = unit_of[h.labels]
+            same = (units == units.take([0], axis=h.axis)).all()
+            if k not in matched and not same and not frozen[units].all():
+                self._freeze(h.labels.reshape(-1), "its positions are picked by number", h.node)
 
     def _group_rows(self, rect: Rectangle, units: np.ndarray, rows: list[Rows]) -> None:
         """Channels of one side of a grouped convolution; a group whose channels are one unit goes as that unit."""

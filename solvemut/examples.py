@@ -55,7 +55,10 @@ class Example:
     def inputs(self, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Zeros of those shapes; floats come in the dtype of the model, which may have been cast since."""
         tensors = (*model.parameters(), *model.buffers())
-        like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+        return self.like(next((t for t in tensors if t.is_floating_point()), torch.empty(0)))
+
+    def like(self, like: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Zeros of those shapes on the device of a tensor, floats in its dtype."""
         leaves = [_zeros(x, like) if isinstance(x, Tensor) else x for x in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.tree)
         return args, kwargs

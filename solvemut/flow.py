@@ -99,6 +99,15 @@ class Floor:
 
 
 @dataclass(frozen=True, eq=False)
+class Held:
+    """Labels over several dims of which one, `axis`, keeps its size: its positions are picked by number."""
+
+    labels: np.ndarray
+    axis: int
+    node: Node
+
+
+@dataclass(frozen=True, eq=False)
 class Work:
     """Multiply-accumulates of a node: `coefficient` times the product of the extents."""
 
@@ -119,6 +128,7 @@ class Facts:
     works: list[Work] = field(default_factory=list)
     nonempty: list[np.ndarray] = field(default_factory=list)  # of each at least one unit stays
     floors: list[Floor] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
     notes: list[Freeze] = field(default_factory=list)
     unsupported: list[Node] = field(default_factory=list)
 
@@ -257,6 +267,10 @@ class Flow:
     def nonempty(self, parts: Sequence[np.ndarray]) -> None:
         """Of each part at least one unit must stay."""
         self.facts.nonempty.extend(p for p in parts if p.all())
+
+    def hold(self, labels: np.ndarray, axis: int) -> None:
+        """One axis of labels that stand over several dims keeps its size."""
+        self.facts.held.append(Held(labels, axis, self.node))
 
     def at_least(self, labels: np.ndarray, least: int, why: str) -> None:
         """So many of these labels must stay."""

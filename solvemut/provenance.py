@@ -53,17 +53,17 @@ def noting(noted: Noted) -> Iterator[None]:
 
 def user_place() -> str:
     """file:line of the innermost frame, if it belongs to a forward, of the user or of torch.nn; else empty."""
-    file, line = _caller()
+    file, line, _ = _caller()
     return "" if file.startswith(_TORCH) and not file.startswith(_NN) else f"{os.path.basename(file)}:{line}"
 
 
-def _caller() -> tuple[str, int]:
+def _caller() -> tuple[str, int, str]:
     frame = sys._getframe(1)
     while frame is not None and (
         frame.f_code.co_filename in _MACHINERY or frame.f_code.co_name == "__torch_function__"
     ):
         frame = frame.f_back  # type: ignore[assignment]
-    return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+    return ("", 0, "") if frame is None else (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def note_number(*sizes: Size) -> None:
@@ -74,9 +74,15 @@ def note_number(*sizes: Size) -> None:
 
 
 def _note_guard(sense: str, left: Size, right: Size, holds: bool) -> None:
-    """torch's own layers ask whether a fused kernel will do, which changes no result; functional.py checks sizes."""
+    """torch's own layers ask whether a fused kernel will do, which changes no result; functional.py checks sizes.
+
+    Where it only raises (`_verify_batch_size`), a run of the changed model tells.
+    """
     noted = getattr(_here, "noted", None)
-    if noted is not None and left != right and (place := user_place()) and not _caller()[0].startswith(_LAYERS):
+    if noted is None or left == right or not (place := user_place()):
+        return
+    file, _, function = _caller()
+    if not file.startswith(_LAYERS) and not (file.startswith(_NN) and function.startswith("_verify")):
         noted.guards.append(Guard(sense, left, right, holds, place))
 
 

@@ -258,7 +258,9 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x: x.flatten(1), "2 a:3 2 2", "2 np.repeat(a,4)"),
         Row(lambda x: x.flatten(), "a:3", "a"),
         Row(lambda x: x.unflatten(1, (3, 4)), "2 a:12 5", "2 a.reshape(3,4) 5", even=1),
-        Row(lambda x, y: x.view_as(y), "2 a:12 | 2 3 4", "2 a.reshape(3,4)", even=1),
+        Row(lambda x, y: x.view_as(y), "2 a:12 | 2 3 4", "2 a.reshape(3,4)", "", "a", even=1),
+        Row(lambda x, y: x.view_as(y), "2 a:12 | 2 b:12", "2 a", even=1),
+        Row(lambda x, y: x.flatten(2).reshape_as(y), "2 a:3 4 5 | 2 b:3 4 5", "2 a 4 5", even=1),
         Row(lambda x: x.view(2, 2, 3, 5).transpose(1, 2).reshape(2, 6, 5), "2 a:6 5", "2 a[[0,3,1,4,2,5]] 5", even=1),
     ],
     "permute": [

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..flow import Flow, Output
+from ..labels import Labels
 from ..trace import Node, Ref
 from . import layers, products, shapes
 from .elementwise import elementwise, unknown
@@ -28,6 +29,8 @@ def apply_rule(flow: Flow, node: Node) -> Output:
     found = RULES.get(node.op)
     if found is not None:
         out = found(flow, node)
+        if node.is_list and isinstance(out, Labels):
+            out = _with_companions(flow, node, out)
         if unread := _unread(flow, node):
             _freeze_both(flow, node, out, f"{node.op} was given a number that no rule reads, {', '.join(unread)}")
         return out
@@ -35,6 +38,18 @@ def apply_rule(flow: Flow, node: Node) -> Output:
         return elementwise(flow, node)
     flow.unsupported(node)
     return unknown(flow, node)
+
+
+def _with_companions(flow: Flow, node: Node, out: Labels) -> list[Labels]:
+    """What an operation returns beside its result: a mask, or statistics of size 1 along the dims they are of."""
+    outs = [out]
+    for k, shape in enumerate(node.shapes[1:], 1):
+        alike = len(shape) == out.ndim
+        if not alike and flow.reads_element(node, k):
+            flow.freeze_all(out, f"{node.op} returns more than its rule knows")
+        same = [f for f in out.factors if alike and all(shape[d] == out.shape[d] for d in f.dims)]
+        outs.append(Labels(shape, tuple(same)))
+    return outs
 
 
 def _unread(flow: Flow, node: Node) -> list[str]:

@@ -22,6 +22,7 @@ def broadcast(flow: Flow, operands: Sequence[Labels], shape: tuple[int, ...]) ->
     """Merge the labels of operands that are broadcast together to `shape`."""
     n = len(shape)
     aligned = [x.renamed((1,) * (n - x.ndim) + x.shape, {d: d + n - x.ndim for d in range(x.ndim)}) for x in operands]
+    aligned = [stretched(flow, x, shape) for x in aligned]
     for dims in joint_dims(aligned):
         aligned = _align_joint(flow, aligned, dims)
     factors: dict[tuple[int, ...], np.ndarray | None] = {}
@@ -40,6 +41,13 @@ def broadcast(flow: Flow, operands: Sequence[Labels], shape: tuple[int, ...]) ->
             if other is not labels:
                 flow.merge(labels, other, size)
     return Labels(shape, tuple(Factor(d, a) for d, a in sorted(factors.items()) if a is not None))
+
+
+def stretched(flow: Flow, x: Labels, shape: tuple[int, ...]) -> Labels:
+    """A single unit that is broadcast along a longer dim stays, and what it becomes is fixed."""
+    thin = [d for f in x.factors for d in f.dims if x.shape[d] == 1 != shape[d]]
+    flow.freeze_dims(x, thin, "its only position is broadcast")
+    return x.without(thin)
 
 
 def joint_dims(operands: Sequence[Labels]) -> list[tuple[int, ...]]:

@@ -33,7 +33,8 @@ def _batch_norm(flow: Flow, node: Node) -> Output:
     """b c *s, c, c, c, c -> b c *s"""
     y = _channel_norm(flow, node)
     assert isinstance(y, Labels)
-    flow.literal(("width",), y.dim(1))
+    if "width" in node.args:
+        flow.literal(("width",), y.dim(1))
     return y
 
 
@@ -63,7 +64,7 @@ def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
     x, w = flow.labels(node.args["input"]), flow.labels(weight, only=[0] if grouped else [0, 1])
     space = w.ndim - 2
     c = x.ndim - space - 1  # an unbatched input has no batch dim
-    x = flow.separate(x, c)
+    x = flow.separate(flow.separate(x, c), 0)
     flow.freeze_dims(x, range(c + 1, x.ndim), "a convolution runs along it")
     flow.freeze_dims(w, range(2, w.ndim), "it is part of a convolution kernel")
     w = flow.separate(flow.separate(w, 0), 1)
@@ -113,7 +114,8 @@ def _group_norm(flow: Flow, node: Node) -> Labels:
         if isinstance(arg := node.args.get(name), Ref):
             flow.merge(units, flow.labels(arg).dim(0), (n,))
     if units is not None:
-        flow.literal(("width",), units)
+        if "width" in node.args:
+            flow.literal(("width",), units)
         flow.rectangle(units.reshape(groups, n // groups), [("num_groups",), None])
         if n // groups > 1:
             flow.note(units, "its statistics are those of the units that stay in the group")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..flow import Flow, Output
-from ..labels import Labels
+from ..labels import Labels, prod
 from ..trace import Node, Ref
 from .elementwise import broadcast, elementwise, unknown
 from .notation import dims_of, rule
@@ -58,6 +58,8 @@ def _reduce(flow: Flow, node: Node) -> Output:
             flow.freeze(f.labels, f"{node.op} counts positions along it")
         elif node.op != "sum":
             flow.note(f.labels, f"{node.op} runs over the units that stay")
+            if (least := _least(node, x, [k for k in dims if k != d])) > 1:
+                flow.at_least(f.labels, least, f"{node.op} needs so many")
     y = x.without(dims)
     keep = bool(node.args.get("keepdim", False)) or node.op == "topk"
     for d in sorted(dims, reverse=True):
@@ -65,10 +67,22 @@ def _reduce(flow: Flow, node: Node) -> Output:
     return [y] * len(node.shapes) if node.is_list else y
 
 
+def _least(node: Node, x: Labels, others: Sequence[int]) -> int:
+    """How many positions of a dim a variance needs: times the other dims it runs over, more than its correction."""
+    if node.op not in ("var", "std", "var_mean", "std_mean"):
+        return 1
+    correction = node.args.get("correction", int(node.args.get("unbiased", True)))
+    correction = 1 if correction is None else int(correction)
+    return correction // max(1, prod([x.shape[k] for k in others if x.factor(k) is None])) + 1
+
+
 def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: str, shape: tuple[int, ...]) -> Labels:
     """A sum of products: one letter per dim, equal letters are the same units, letters that `out` lacks are summed."""
     units: dict[str, np.ndarray | None] = {}
     sizes: dict[str, int] = {}
+    most: dict[str, int] = {}
+    for x, term in zip(operands, terms, strict=True):
+        most.update({k: max(n, most.get(k, 1)) for k, n in zip(term, x.shape, strict=True)})
     for x, term in zip(operands, terms, strict=True):
         for f in x.factors:
             if len(f.dims) > 1:
@@ -77,8 +91,9 @@ def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: 
                     if d != free[0]:
                         x = flow.whole(x, d)
         for d, letter in enumerate(term):
-            if x.shape[d] == 1 and sizes.get(letter, 1) != 1:
-                continue  # broadcast
+            if x.shape[d] == 1 != most[letter]:
+                flow.freeze_dims(x, [d], "its only position is broadcast")
+                continue
             if sizes.get(letter, 1) == 1:
                 sizes[letter], units[letter] = x.shape[d], x.dim(d)
             else:

@@ -10,11 +10,26 @@ import numpy as np
 from ..flow import Flow, Output
 from ..labels import Factor, Labels
 from ..trace import Node
-from .elementwise import broadcast, joint_dims, unknown
+from .elementwise import broadcast, joint_dims, stretched, unknown
 from .notation import dims_of, rule
 
 
-@rule("view reshape _unsafe_view view_as reshape_as flatten unflatten ravel", ints="size shape sizes")
+@rule("view_as reshape_as")
+def _view_as(flow: Flow, node: Node) -> Labels:
+    """The sizes are those of another value: dim by dim equally many units, or they stay."""
+    other = flow.labels(node.args["other"])
+    y = flow.view(flow.labels(node.args["self"]), node.shape, [None] * len(node.shape))
+    for d in range(y.ndim):
+        a, b = y.factor(d), other.factor(d)
+        if a is not None and b is not None and len(a.dims) == len(b.dims) == 1:
+            flow.equal([a.labels, b.labels], f"{node.op} gives both one size")
+        else:
+            flow.freeze_dims(y, [d], f"{node.op} needs the size of another value")
+            flow.freeze_dims(other, [d], f"{node.op} takes its size")
+    return y
+
+
+@rule("view reshape _unsafe_view flatten unflatten ravel", ints="size shape sizes")
 def _reshape(flow: Flow, node: Node) -> Output:
     if "dtype" in node.args:  # the same bytes read as other numbers
         return unknown(flow, node)
@@ -65,8 +80,12 @@ def _squeeze(flow: Flow, node: Node) -> Labels:
     dims = dims_of(node, "dim", x.ndim)
     gone = [d for d in dims if x.shape[d] == 1]
     for d in dims:
-        if (f := x.factor(d)) is not None and len(f.dims) == 1:
+        if (f := x.factor(d)) is None:
+            continue
+        if len(f.dims) == 1:
             flow.at_least(f.labels, 2, "squeeze leaves a dim with more than one position")
+        else:
+            flow.hold(f.labels, f.dims.index(d))
     for d in sorted(gone, reverse=True):
         x = x.take(d, 0)
     return x
@@ -77,6 +96,7 @@ def _expand(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     lead = len(node.shape) - x.ndim
     size = node.args.get("size", [-1] * len(node.shape))
+    x = stretched(flow, x, node.shape[lead:])
     for f in x.factors:
         flow.rectangle(f.labels, [("size", lead + d) if size[lead + d] != -1 else None for d in f.dims])
     y = x.renamed(node.shape, {d: d + lead for d in range(x.ndim)})
@@ -102,7 +122,7 @@ def _repeat(flow: Flow, node: Node) -> Labels:
     x = x.renamed((1,) * (len(node.shape) - x.ndim) + x.shape, {d: d + len(node.shape) - x.ndim for d in range(x.ndim)})
     times = [1] * (x.ndim - len(times)) + times
     for d, k in enumerate(times):
-        if k > 1:
+        if k != 1:
             x = x.take(d, np.tile(np.arange(x.shape[d]), k)) if x.factor(d) else x.resized(d, x.shape[d] * k)
     return x
 
@@ -124,6 +144,8 @@ def _select(flow: Flow, node: Node) -> Labels:
         flow.freeze(f.labels, f"{node.op} picks one of its positions")
     elif f is not None and d != f.dims[0]:
         x = flow.whole(x, d)
+    elif f is not None:
+        flow.hold(f.labels, 0)
     return x.take(d, int(node.args["index"]))
 
 
@@ -134,6 +156,8 @@ def _unbind(flow: Flow, node: Node) -> list[Labels]:
     f = x.factor(d)
     if f is not None and (len(f.dims) == 1 or d != f.dims[0]):
         x = flow.whole(x, d)
+    elif f is not None:
+        flow.hold(f.labels, 0)
     return [x.take(d, i) for i in range(x.shape[d])]
 
 
@@ -204,6 +228,9 @@ def _split(flow: Flow, node: Node) -> list[Labels]:
     f = x.factor(d)
     if f is None:
         return [x.resized(d, s[d]) for s in node.shapes]
+    if isinstance(node.args.get("indices"), list) and node.args["indices"] != cuts[1:-1].tolist():
+        flow.freeze(f.labels, "tensor_split picks positions from it")
+        return [x.without([d]).resized(d, s[d]) for s in node.shapes]
     parts = [x.take(d, slice(a, b)) for a, b in itertools.pairwise(cuts)]
     if len(f.dims) > 1:
         flow.freeze(f.labels, "a split of a head or group cuts it")
@@ -211,13 +238,12 @@ def _split(flow: Flow, node: Node) -> list[Labels]:
     units = [x.filled(d)[a:b] for a, b in itertools.pairwise(cuts)]
     flow.nonempty(units)
     if node.op == "tensor_split" and "sections" not in node.args:
-        indices = node.args.get("indices")
-        if not isinstance(indices, list) or list(indices) != cuts[1:-1].tolist():
+        if not isinstance(indices := node.args.get("indices"), list):
             flow.freeze(f.labels, "tensor_split picks positions from it")
             return parts
         for i, at in enumerate(indices):
             flow.literal(("indices", i), x.filled(d)[:at])
-    elif node.op in ("split_with_sizes",) or isinstance(node.args.get("split_size"), (list, tuple)):
+    elif "split_sizes" in node.args or isinstance(node.args.get("split_size"), (list, tuple)):
         name = "split_sizes" if "split_sizes" in node.args else "split_size"
         for i, u in enumerate(units):
             flow.literal((name, i), u)
@@ -244,7 +270,7 @@ def _cat(flow: Flow, node: Node) -> Labels:
 def concatenate(flow: Flow, xs: list[Labels], d: int, shape_out: tuple[int, ...]) -> Labels:
     """Units one after another along dim `d`; the other dims hold the same units."""
     for dims in joint_dims(xs):
-        if d in dims and not all(any(f.dims == dims for f in x.factors) for x in xs):
+        if d in dims[1:] or (d in dims and not all(any(f.dims == dims for f in x.factors) for x in xs)):
             for k in reversed(dims[1:]):
                 xs = [flow.whole(x, k) for x in xs]
     along = next((f.dims for x in xs for f in x.factors if d in f.dims), (d,))
