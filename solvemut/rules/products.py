@@ -56,7 +56,7 @@ def _reduce(flow: Flow, node: Node) -> Output:
             x = flow.collapse(x, d)
         elif counts and "mean" not in node.op:
             flow.freeze(f.labels, f"{node.op} counts positions along it")
-        elif node.op != "sum":
+        else:
             flow.note(f.labels, f"{node.op} runs over the units that stay")
             if (least := _least(node, x, [k for k in dims if k != d])) > 1:
                 flow.at_least(f.labels, least, f"{node.op} needs so many")
