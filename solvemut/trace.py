@@ -106,6 +106,11 @@ class Call:
     args: tuple[Any, ...]
     outs: tuple[Any, ...]
 
+    def agrees(self, found: Call) -> bool:
+        """Whether a call that was made is this one; a result whose shape is not known counts as any."""
+        same = self.func == found.func and self.args == found.args and len(self.outs) == len(found.outs)
+        return same and all(a is None or a == b for a, b in zip(self.outs, found.outs, strict=True))
+
 
 @dataclass(frozen=True)
 class Param:
@@ -162,12 +167,13 @@ def _refs(a: Any) -> Iterator[str]:
             yield from _refs(x)
 
 
-def _sizes_in(a: Any) -> Iterator[Size]:
+def sizes_in(a: Any) -> Iterator[Size]:
+    """The sizes in nested arguments, or in calls."""
     if isinstance(a, Size):
         yield a
-    elif isinstance(a, tuple):
-        for x in a:
-            yield from _sizes_in(x)
+    elif isinstance(a, (tuple, Call)):
+        for x in a.args if isinstance(a, Call) else a:
+            yield from sizes_in(x)
 
 
 def _numbers(a: Any, env: Mapping[Size, int]) -> Any:
@@ -220,7 +226,7 @@ class Trace:
 
     def foretold(self) -> list[list[Call]] | None:
         """The calls of torch functions, with the sizes of this trace as numbers; None where one cannot be told."""
-        asked = [s for calls in self.calls for c in calls for s in _sizes_in(c.args)]
+        asked = list(sizes_in(self.calls))
         env = self.sizes(asked)
         if not self.calls or any(leaf not in env for s in asked for leaf in s.leaves()):
             return None

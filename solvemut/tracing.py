@@ -23,10 +23,11 @@ from torch.utils import _pytree as pytree
 
 from .errors import CaptureError, SolvemutError
 from .examples import Example
+from .listing import listing
 from .modules import WIDTHS, untouched
 from .provenance import tracked_attributes, watched_math
 from .recording import CALL, ID, KEY, Recorder, python_functions_open
-from .trace import Call, Guard, Node, Param, Ref, Size, Trace, join
+from .trace import Call, Guard, Node, Param, Ref, Size, Trace, join, sizes_in
 
 ONE_AT_A_TIME = threading.RLock()  # what is watched while a model runs is shared by all threads
 
@@ -38,8 +39,8 @@ def trace_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 def trace_examples(model: nn.Module, examples: Sequence[Example], modes: Sequence[str]) -> tuple[Trace, list[Example]]:
     """One trace of several calls, and the calls: where train mode makes others than eval mode, it is captured too."""
-    found = [(e, trace_example(model, e)) for e in examples]
-    notes = []
+    notes: list[str] = []
+    found = [(e, _faithful(model, e, trace_example(model, e), notes)) for e in examples]
     for e, trace in list(found) if "train" in modes else []:
         differs = train_mode_differs(model, e, trace)
         if differs is False:
@@ -53,6 +54,29 @@ def trace_examples(model: nn.Module, examples: Sequence[Example], modes: Sequenc
     return replace(joined, notes=tuple(notes)), [e for e, _ in found]
 
 
+def _faithful(model: nn.Module, example: Example, trace: Trace, notes: list[str]) -> Trace:
+    """The trace, if the forward does without tracked ints what it did with them; else one whose ints are numbers."""
+    wanted = trace.foretold()
+    if wanted is not None and calls_agree(model, example, wanted[0]) is not None:
+        return trace
+    plain = trace_example(model, example, tracked=False)
+    if listing(plain) == listing(trace):
+        return trace
+    notes.append("the forward asks for the type or identity of an int, so its sizes cannot be followed: they stay")
+    return plain
+
+
+def calls_agree(model: nn.Module, example: Example, wanted: Sequence[Call]) -> list[tuple[int, ...]] | None:
+    """The shapes that a run on fake tensors returns, if the calls it makes are known to be those wanted; else None."""
+    recorder = Recorder(tracked=False)
+    try:
+        shapes = fake_run(model, example, recorder)
+    except SolvemutError:
+        return None
+    same = not recorder.opaque and len(wanted) == len(recorder.calls)
+    return shapes if same and all(a.agrees(b) for a, b in zip(wanted, recorder.calls, strict=True)) else None
+
+
 def _distinct(tags: Sequence[str]) -> list[str]:
     """The tags of calls, numbered where one comes twice; the first call has none."""
     out: list[str] = []
@@ -64,10 +88,13 @@ def _distinct(tags: Sequence[str]) -> list[str]:
     return out
 
 
-def trace_example(model: nn.Module, example: Example) -> Trace:
-    """The trace of one call. Raises CaptureError, with the cause, if it or its export fails."""
+def trace_example(model: nn.Module, example: Example, tracked: bool = True) -> Trace:
+    """The trace of one call. Raises CaptureError, with the cause, if it or its export fails.
+
+    Without `tracked` no int remembers where it came from: the forward sees just what it sees when it is used.
+    """
     try:
-        exported, recorder = _export(model, example)
+        exported, recorder = _export(model, example, tracked)
     except Exception as e:
         name, mode = type(model).__name__, "train" if example.training else "eval"
         raise CaptureError(
@@ -102,13 +129,14 @@ def quiet_run(model: nn.Module, training: bool = False) -> Iterator[None]:
         yield
 
 
-def _export(model: nn.Module, example: Example) -> tuple[Any, Recorder]:
-    recorder = Recorder(tracked=True)
+def _export(model: nn.Module, example: Example, tracked: bool) -> tuple[Any, Recorder]:
+    recorder = Recorder(tracked)
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_run(model, example.training))
-        stack.enter_context(tracked_attributes(model))
         stack.enter_context(python_functions_open())
-        stack.enter_context(watched_math())
+        if tracked:
+            stack.enter_context(tracked_attributes(model))
+            stack.enter_context(watched_math())
         stack.enter_context(recorder.around(model, example.method))
         args, kwargs = example.inputs(model)
         exported = torch.export.export(model, args, kwargs, strict=False)
@@ -216,10 +244,6 @@ class _Reader:
         for n in self.graph.nodes:
             if n.op == "output":
                 outputs = [self._name(m) for m in n.all_input_nodes]
-        read = {r for node in nodes for r in node.refs()} | set(outputs)
-        used = {k: p for k, p in params.items() if k in read}
-        seen = {a for p in used.values() for a in (p.name, *p.aliases)}
-        unused = tuple(Param(k, tuple(p.shape)) for k, p in self.model.named_parameters() if k not in seen)
         mutated = set(self.signature.buffers_to_mutate) | set(self.signature.user_inputs_to_mutate)
         outputs = [o for o in outputs if o not in mutated]
         root = type(self.model).__name__
@@ -230,12 +254,18 @@ class _Reader:
                                      for g in noted.guards))  # fmt: skip
         sizes = [*(s for n in nodes for s in n.sizes.values()), *(s for s, _ in numbers)]
         sizes += [s for g in guards for s in (g.left, g.right)]
+        calls = () if self.recorder.opaque else tuple(self._call(c) for c in self.recorder.calls)
+        asked = {leaf.args[0] for s in (*sizes, *sizes_in(calls)) for leaf in s.leaves() if leaf.op == "size"}
+        read = {r for node in nodes for r in node.refs()} | set(outputs) | asked
+        used = {k: p for k, p in params.items() if k in read}
+        seen = {a for p in used.values() for a in (p.name, *p.aliases)}
+        unused = tuple(Param(k, tuple(p.shape)) for k, p in self.model.named_parameters() if k not in seen)
         guards += self._layer_widths({leaf for s in sizes for leaf in s.leaves() if leaf.op == "attr"}, used)
         sizes += [s for g in guards for s in (g.left, g.right)]
         attributes = {leaf: self._attribute(leaf) for s in sizes for leaf in s.leaves() if leaf.op == "attr"}
         return Trace(
             used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes, numbers, guards,
-            () if self.recorder.opaque else (tuple(self._call(c) for c in self.recorder.calls),),
+            (calls,) if calls else (),
         ).validate()  # fmt: skip
 
     def _layer_widths(self, attributes: set[Size], params: Mapping[str, Param]) -> tuple[Guard, ...]:

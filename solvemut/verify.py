@@ -19,9 +19,8 @@ from .errors import ProgramMismatchError, SolvemutError
 from .examples import Example, from_text
 from .listing import lines
 from .plan import PlanRecord
-from .recording import Recorder
-from .trace import Call, Trace, join
-from .tracing import fake_run, trace_example
+from .trace import Trace, join
+from .tracing import calls_agree, fake_run, trace_example
 
 HOW = ("program", "shapes", None)
 
@@ -44,7 +43,7 @@ def verify_program(plan: PlanRecord, model: nn.Module, how: str | None = "progra
         if how == "shapes" or not plan.program:
             _check_shapes(plan, [s for e in examples for s in fake_run(model, e)])
         elif not _calls_agree(plan, model, examples):
-            traces = [trace_example(model, e) for e in examples]
+            traces = [trace_example(model, e, tracked=False) for e in examples]
             _compare(plan.program, join([(str(k), t) for k, t in enumerate(traces)]))
     except ProgramMismatchError:
         raise
@@ -80,20 +79,11 @@ def _calls_agree(plan: PlanRecord, model: nn.Module, examples: Sequence[Example]
         return False
     shapes = []
     for example, wanted in zip(examples, foretold, strict=True):
-        recorder = Recorder(tracked=False)
-        try:
-            shapes += fake_run(model, example, recorder)
-        except SolvemutError:
+        found = calls_agree(model, example, wanted)
+        if found is None:
             return False
-        if recorder.opaque or len(wanted) != len(recorder.calls) or not all(map(_same_call, wanted, recorder.calls)):
-            return False
+        shapes += found
     return _shapes_agree(plan, shapes)
-
-
-def _same_call(foretold: Call, found: Call) -> bool:
-    if foretold.func != found.func or foretold.args != found.args or len(foretold.outs) != len(found.outs):
-        return False
-    return all(a is None or a == b for a, b in zip(foretold.outs, found.outs, strict=True))
 
 
 def _shapes_agree(plan: PlanRecord, shapes: Sequence[tuple[int, ...]]) -> bool:

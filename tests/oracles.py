@@ -89,6 +89,7 @@ class _MaskedLayerNorm(nn.Module):
         super().__init__()
         self.norm, self.mask = norm, mask
         self.eps, self.weight, self.bias = norm.eps, norm.weight, getattr(norm, "bias", None)  # read by torch's layers
+        self.normalized_shape = norm.normalized_shape
         self.shape, self.rms = tuple(norm.normalized_shape), isinstance(norm, nn.RMSNorm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ LAYERS: dict[str, set[str]] = {
     "modules": set(),
     "recording": {"provenance"},
     "examples": {"errors"},
-    "tracing": {"examples", "modules", "recording"},
+    "tracing": {"examples", "listing", "modules", "recording"},
     "values": {"graph", "interrupts"},
     "listing": {"trace"},
     "verify": {"listing", "modules", "plan", "tracing"},

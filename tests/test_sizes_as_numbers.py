@@ -260,6 +260,26 @@ def branch_on_membership(m, x, h):
 
 
 @forward
+def branch_on_identity(m, x, h):
+    return torch.relu(h) if h.shape[1] is WIDTH else h  # true of small ints, and not of one that is followed
+
+
+@forward
+def branch_on_identity_of_the_size_to_come(m, x, h):
+    return torch.relu(h) if h.shape[1] is KEPT else h
+
+
+@forward
+def branch_on_type(m, x, h):
+    return torch.relu(h) if type(h.shape[1]) is int else h
+
+
+@forward
+def size_of_a_layer_that_is_not_called(m, x, h):
+    return h * (1 + (m.b.weight.shape[0] == 8)) + m.b.weight.shape[1]
+
+
+@forward
 def branch_on_size_against_batch(m, x, h):
     return torch.relu(h) if h.shape[1] > 2 * h.shape[0] else h
 

@@ -116,7 +116,7 @@ def test_both_ways_of_looking_find_the_program_foretold(name):
 def test_a_hole_in_the_list_of_calls_leads_to_a_new_capture(monkeypatch):
     taken = []
     real = room.trace_example
-    monkeypatch.setattr(room, "trace_example", lambda *a: taken.append(1) or real(*a))
+    monkeypatch.setattr(room, "trace_example", lambda *a, **k: taken.append(1) or real(*a, **k))
     planned().apply(made())
     assert not taken
     monkeypatch.setattr(room, "_calls_agree", lambda *a: False)
