@@ -6,7 +6,7 @@ that was cast or moved since it was captured, and a limit of one dtype (its smal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,12 @@ def lines(trace: Trace) -> list[tuple[str, Node | None]]:
             continue
         names[node.name] = f"%{len(found)}"
         found.append((f"{names[node.name]} = {_call(node, names)}", node))
-    return [*found, ("return " + ", ".join(names[o] for o in trace.outputs), None)]
+    returned = trace.returned or (("", *(Ref(o) for o in trace.outputs)),)
+    return [*found, *((_return(form, leaves, names), None) for form, *leaves in returned)]
+
+
+def _return(form: str, leaves: Sequence[Any], names: Mapping[str, str]) -> str:
+    return "return " + ", ".join(_text(x, names) for x in leaves) + (f" as {form}" if form else "")
 
 
 def _call(node: Node, names: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .provenance import Noted, TrackedInt, ints, note_number, noting, size_of, tracked, untracked, user_place
 from .trace import Call, Ref, Size
@@ -39,7 +40,8 @@ class Recorder(TorchFunctionMode):
     """Lists the calls of one forward; with `tracked`, under torch.export, it also follows sizes.
 
     `noted` holds the sizes used as numbers and the questions asked of sizes. `lost[k]` are the tracked ints that call k
-    was given, to be looked for in the nodes that it made. `opaque` tells that some argument has no text.
+    was given, to be looked for in the nodes that it made. `opaque` tells that the list is not the whole story: some
+    argument has no text, a tensor came from nowhere, or an operation ran that no call in the list explains.
     """
 
     def __init__(self, tracked: bool) -> None:
@@ -52,7 +54,8 @@ class Recorder(TorchFunctionMode):
         self._names: dict[int, str] = {}
         self._alive: list[torch.Tensor] = []  # an id counts only while its tensor lives
         self._next_id = self._count = 0
-        self._running = False
+        self._running = self._calling = False
+        self._last: Any = None  # the latest node that is explained
 
     # -- around a forward ------------------------------------------------------------------------------------------
 
@@ -68,8 +71,11 @@ class Recorder(TorchFunctionMode):
             self._running = True
             try:
                 self._begin(model, args, kwargs)
-                with noting(self.noted), self:
-                    return original(*args, **kwargs)
+                watch = contextlib.nullcontext() if self.tracked else _Unexplained(self)
+                with noting(self.noted), self, watch:
+                    out = original(*args, **kwargs)
+                self._end(out)
+                return out
             finally:
                 self._running = False
 
@@ -89,8 +95,24 @@ class Recorder(TorchFunctionMode):
         for k, x in enumerate(x for x in leaves if isinstance(x, torch.Tensor)):
             self._name(x, f"input {k}")
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        named += [(f"{path}.{k}", v) for path, m in model.named_modules() for k, v in vars(m).items()]
         for name, tensor in named:
-            self._name(tensor, name)
+            if isinstance(tensor, torch.Tensor):
+                self._name(tensor, name)
+        self.opaque = bool(model._forward_hooks or model._forward_pre_hooks)  # they run outside of the forward
+        self._last = _latest(get_proxy_mode()) if self.tracked else None
+
+    def _end(self, out: Any) -> None:
+        """What is returned is part of the list; a size that is returned is a number."""
+        mode = get_proxy_mode() if self.tracked else None
+        self._check_explained(_latest(mode))
+        leaves, form = pytree.tree_flatten(out)
+        self.noted.numbers.extend((s, "the output") for s in tracked(leaves))
+        said = tuple(untracked(x) if isinstance(x, int) else self._said(x) for x in leaves)
+        self.calls.append(Call("return", (str(form), *said), ()))
+
+    def _check_explained(self, latest: Any) -> None:
+        self.opaque |= latest is not self._last
 
     def _name(self, x: torch.Tensor, name: str | None = None) -> str:
         known = self._names.get(id(x))
@@ -121,9 +143,15 @@ class Recorder(TorchFunctionMode):
     def _logged(self, func: Any, args: Any, kwargs: Any, tracer: Any) -> Any:
         said = (*(self._said(a) for a in args), *((k, self._said(v)) for k, v in kwargs.items()))
         last = tracer.graph._root._prev if tracer is not None else None
-        out = func(*args, **kwargs)
+        self._check_explained(last)
+        self._calling = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._calling = False
         if tracer is not None:
             self._write(tracer, last, args, kwargs)
+            self._last = tracer.graph._root._prev
         leaves = [out] if isinstance(out, torch.Tensor) else _tensors(out)
         if _title(func) in _MAY_RETURN_ITS_INPUT and args and isinstance(args[0], torch.Tensor):
             self._names.setdefault(id(out), self._name(args[0]))
@@ -135,8 +163,8 @@ class Recorder(TorchFunctionMode):
     def _said(self, a: Any) -> Any:
         """An argument as plain data; ints that are tracked as their `Size`."""
         if isinstance(a, torch.Tensor):
-            outside = id(a) not in self._names  # a constant, or made where no function mode sees it
-            return Ref(self._name(a)) if not outside else ("outside", self._name(a), tuple(a.shape))
+            self.opaque |= id(a) not in self._names  # who knows what it holds
+            return Ref(self._name(a))
         if isinstance(a, TrackedInt):
             return a.size
         if a is None or a is Ellipsis or isinstance(a, (bool, int, float, complex, str)):
@@ -212,6 +240,23 @@ class Recorder(TorchFunctionMode):
                 return value
             found = size if found is None else Size("*", (found, size))
         return value if found is None else TrackedInt(int(value), found)
+
+
+class _Unexplained(TorchDispatchMode):
+    """Notices operations that run outside of any call that the recorder has seen."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.recorder.opaque |= not self.recorder._calling
+        return func(*args, **(kwargs or {}))
+
+
+def _latest(mode: Any) -> Any:
+    """The latest node of the graph that is being traced."""
+    return None if mode is None else mode.tracer.graph._root._prev
 
 
 def _node(tracer: Any, tensor: Any) -> Any:

@@ -195,6 +195,7 @@ class Trace:
     attributes: Mapping[Size, int] = field(default_factory=dict)  # values of the attributes that sizes come from
     numbers: tuple[tuple[Size, str], ...] = ()  # sizes that the forward computes with as numbers, and where
     guards: tuple[Guard, ...] = ()  # what the forward asked of sizes
+    returned: tuple[tuple[Any, ...], ...] = ()  # by call: the form of what it returns, and its leaves
     calls: tuple[tuple[Call, ...], ...] = ()  # by example, what `verify` compares; none if some call has no text
     notes: tuple[str, ...] = ()  # what could not be looked at
 
@@ -290,6 +291,7 @@ def _extended(a: Trace, b: Trace) -> Trace:
         inputs={**a.inputs, **b.inputs},
         nodes=(*a.nodes, *b.nodes),
         outputs=tuple(dict.fromkeys((*a.outputs, *b.outputs))),
+        returned=(*a.returned, *b.returned),
         attributes={**a.attributes, **b.attributes},
         numbers=tuple(dict.fromkeys((*a.numbers, *b.numbers))),
         guards=tuple(dict.fromkeys((*a.guards, *b.guards))),
@@ -327,6 +329,7 @@ def _renamed(t: Trace, names: Mapping[str, str], tag: str) -> Trace:
         inputs={names[k]: shape for k, shape in t.inputs.items()},
         nodes=tuple(node(n) for n in t.nodes),
         outputs=tuple(names[o] for o in t.outputs),
+        returned=tuple(tuple(value(x) for x in leaves) for leaves in t.returned),
         numbers=tuple((size(s), place) for s, place in t.numbers),
         guards=tuple(replace(g, left=size(g.left), right=size(g.right)) for g in t.guards),
         calls=tuple(tuple(call(c) for c in calls) for calls in t.calls),

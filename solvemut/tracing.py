@@ -221,6 +221,7 @@ class _Reader:
         self.graph = exported.graph
         self.signature = exported.graph_signature
         self.constants = exported.constants
+        self.form = exported.call_spec.out_spec
         self.lost = {k: (list(dict.fromkeys(sizes)), place) for k, (sizes, place) in recorder.lost.items()}
         self.values: dict[torch.fx.Node, str] = {}
         self.names = {n.meta[ID]: n.name for n in self.graph.nodes if ID in n.meta}
@@ -265,8 +266,18 @@ class _Reader:
         attributes = {leaf: self._attribute(leaf) for s in sizes for leaf in s.leaves() if leaf.op == "attr"}
         return Trace(
             used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes, numbers, guards,
-            (calls,) if calls else (),
+            (self._returned(),), (calls,) if calls else (),
         ).validate()  # fmt: skip
+
+    def _returned(self) -> tuple[Any, ...]:
+        """The form of what the call returns, unless it is plain, and its leaves."""
+        nodes = {m.name: m for n in self.graph.nodes if n.op == "output" for m in n.all_input_nodes}
+        leaves = tuple(
+            Ref(self._name(nodes[found])) if isinstance(found, str) and found in nodes else found
+            for found in self.signature.user_outputs
+        )
+        plain = (pytree.tree_structure(0), pytree.tree_structure((0,) * len(leaves)))
+        return ("" if self.form in plain else str(self.form), *leaves)
 
     def _layer_widths(self, attributes: set[Size], params: Mapping[str, Param]) -> tuple[Guard, ...]:
         """Attributes in which torch's own layers repeat the sizes of their tensors go with those sizes."""
