@@ -589,10 +589,11 @@ def affine(size: Size, exact: bool = False) -> tuple[Fraction, dict[Size, Fracti
     (a, xs), (b, ys) = left, right
     if size.op in "+-":
         sign = 1 if size.op == "+" else -1
-        return a + sign * b, {k: xs.get(k, Fraction(0)) + sign * ys.get(k, Fraction(0)) for k in {**xs, **ys}}
+        terms = {k: xs.get(k, Fraction(0)) + sign * ys.get(k, Fraction(0)) for k in {**xs, **ys}}
+        return a + sign * b, {k: c for k, c in terms.items() if c}
     if size.op == "*" and not (xs and ys):
         k, c, terms = (b, a, xs) if not ys else (a, b, ys)
-        return c * k, {t: v * k for t, v in terms.items()}
+        return c * k, {t: v * k for t, v in terms.items() if k}
     if size.op == "//" and not ys and b and not exact:
         return a / b, {t: v / b for t, v in xs.items()}
     return None

@@ -184,7 +184,9 @@ def statistics_over_units(source: str) -> bool:
 def outcome(source: str, seed: int) -> str:
     """What becomes of one program; fails if it is wrong."""
     try:
-        model = network(source, f"<program {seed}>")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `is` with a number
+            model = network(source, f"<program {seed}>")
     except SyntaxError:  # quotes within quotes, before Python 3.12
         return "is no program"
     with warnings.catch_warnings():

@@ -260,6 +260,12 @@ def branch_on_membership(m, x, h):
 
 
 @forward
+def sizes_that_cancel(m, x, h):
+    n = m.o.in_features
+    return h + torch.ones(1, n * 0 + 1) + torch.ones(1, n - n + 1) + torch.ones(1, 2 * n // n - 1)
+
+
+@forward
 def branch_on_identity(m, x, h):
     return torch.relu(h) if h.shape[1] is WIDTH else h  # true of small ints, and not of one that is followed
 
