@@ -82,7 +82,8 @@ class Coupling:
     """The coupled units of a trace.
 
     `unit_of` maps labels to classes; class 0 is all that is fixed. `frozen[c]` tells whether class c must stay, and
-    `reasons[c]` why.
+    `reasons[c]` why. `present[c]` tells whether it exists now (None: all do): slots that may come are labels like any
+    other, of a trace whose sizes count them, and what they select comes out as -1 in index maps.
     """
 
     trace: Trace
@@ -99,10 +100,19 @@ class Coupling:
     group_of: np.ndarray  # class -> index of its group, -1 for what is fixed
     groups: tuple[Group, ...] = field(default=())
     divides: tuple[Divides, ...] = ()
+    present: np.ndarray | None = None
 
     @property
     def n_units(self) -> int:
         return len(self.frozen)
+
+    def positions(self, key: tuple[str, Any]) -> np.ndarray:
+        """Where each label of a source stands in the tensor that exists now, along its last axis; -1 for a slot."""
+        labels = self.sources[key].labels
+        if self.present is None:
+            return np.broadcast_to(np.arange(labels.shape[-1]), labels.shape)
+        here = self.present[self.unit_of[labels]]
+        return np.where(here, np.cumsum(here, axis=-1) - 1, -1)
 
     def is_like(self, other: Any) -> bool:
         """Whether another coupling is of the same model at the same sizes, so that its labels mean the same units."""

@@ -299,13 +299,16 @@ class _Replay(Flow):
         return super().inner_units(arg, w, groups)
 
     def index(self) -> dict[tuple[str, int], np.ndarray]:
-        """Old positions of every tracked parameter dim, in new order; [rows, n] for the inner dim of groups."""
+        """Old positions of every tracked parameter dim, in new order; [rows, n] for the inner dim of groups.
+
+        -1 stands for a slot that did not exist.
+        """
         out = {}
         for key, old in self.coupling.sources.items():
             if key[0] not in self.trace.params:
                 continue
             index = self.source(key, ()) - int(old.labels.reshape(-1)[0])
-            out[key] = index % old.labels.shape[-1] if old.per_row else index
+            out[key] = self.coupling.positions(key).reshape(-1)[index]
         return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from solvemut.coupling import components, couple
 from solvemut.graph import Graph
 from solvemut.labels import Labels, compressed, rectangle, view_groups
+from solvemut.resize import resize
 from solvemut.trace import Node, Param, Ref, Size, Trace
 
 X = Ref
@@ -17,6 +19,11 @@ X = Ref
 
 def attr(module: str, name: str) -> Size:
     return Size("attr", (module, name, None))
+
+
+def value(param: str) -> str:
+    """The name by which nodes refer to a parameter."""
+    return "p_" + param.replace(".", "_")
 
 
 class Sheet:
@@ -27,9 +34,8 @@ class Sheet:
         self.attributes: dict[Size, int] = {}
 
     def param(self, name: str, *shape: int, kind: str = "parameter") -> Ref:
-        value = "p_" + name.replace(".", "_")
-        self.params[value] = Param(name, shape, kind)
-        return Ref(value)
+        self.params[value(name)] = Param(name, shape, kind)
+        return Ref(value(name))
 
     def node(self, name: str, op: str, shape: Any, sizes: Any = None, /, **args: Any) -> Ref:
         shapes = tuple(shape) if isinstance(shape, list) else (shape,)
@@ -54,7 +60,7 @@ class Sheet:
 
 
 def units(coupling: Any, param: str, dim: int) -> list[int]:
-    return coupling.units(coupling.sources["p_" + param.replace(".", "_"), dim]).tolist()
+    return coupling.units(coupling.sources[value(param), dim]).tolist()
 
 
 def chain() -> Trace:
@@ -315,6 +321,50 @@ def test_labels_follow_numpy():
     assert x.take(0, slice(3, 9)).dim(0).tolist() == list(range(4, 10))
     y = Labels((2, 5, 3), ()).insert(1)
     assert y.shape == (2, 1, 5, 3)
+
+
+# -- slots that may come ----------------------------------------------------------------------------------------------
+
+
+def selected(trace: Trace, slots: dict[str, list[int]], gone: dict[str, list[int]]) -> dict[tuple[str, int], list]:
+    """Index maps when positions of some outputs are slots that come, and others go."""
+    coupling = couple(trace)
+    present, kept = np.ones(coupling.n_units, dtype=bool), np.ones(coupling.n_units, dtype=bool)
+    for name, at in slots.items():
+        present[coupling.units(coupling.sources[value(name), 0])[at]] = False
+    for name, at in gone.items():
+        kept[coupling.units(coupling.sources[value(name), 0])[at]] = False
+    index = resize(replace(coupling, present=present), kept).index
+    return {(trace.params[v].name, d): found.tolist() for (v, d), found in index.items()}
+
+
+def test_slots_come_out_as_minus_one_in_every_dim():
+    """The chain a(8) -> b of which two positions do not exist yet, and one that does goes."""
+    found = selected(chain(), {"a.weight": [6, 7]}, {"a.weight": [0]})
+    assert found["a.weight", 0] == found["a.bias", 0] == found["b.weight", 1] == [1, 2, 3, 4, 5, -1, -1]
+    assert found["a.weight", 1] == [0, 1, 2, 3, 4] and found["b.weight", 0] == [0, 1, 2]
+
+
+def test_slots_stand_in_the_right_columns_of_a_concat():
+    """cat(b of 2, the input of 5, a of 3): the last position of each producer is new."""
+    found = selected(concat(), {"a.weight": [2], "b.weight": [1]}, {})
+    assert found["a.weight", 0] == [0, 1, -1] and found["b.weight", 0] == [0, -1]
+    assert found["c.weight", 1] == [0, -1, 1, 2, 3, 4, 5, 6, 7, -1]
+    left_out = selected(concat(), {"a.weight": [2], "b.weight": [1]}, {"a.weight": [0, 2]})
+    assert left_out["c.weight", 1] == [0, -1, 1, 2, 3, 4, 5, 7]
+
+
+def test_a_slot_of_a_residual_stream_is_new_wherever_it_stands():
+    found = selected(residual(), {"a.weight": [1]}, {"b.weight": [3]})
+    assert found["a.weight", 0] == found["c.weight", 0] == found["b.weight", 1] == found["d.weight", 1] == [0, -1, 1, 2]
+    assert found["b.weight", 0] == found["c.weight", 1] == [0, 1, 2, 4, 5]
+
+
+def test_slots_of_the_groups_of_a_convolution_are_new_in_each_row():
+    """g reads 6 channels of a in 3 groups of 2 and makes 9: the second channel of each group is a slot."""
+    found = selected(grouped(), {"a.weight": [1, 3, 5]}, {})
+    assert found["a.weight", 0] == [0, -1, 1, -1, 2, -1]
+    assert found["g.weight", 1] == [[0, -1]] * 3
 
 
 # -- graphs and programs as text ---------------------------------------------------------------------------------------
