@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, values
+    from . import errors, program, values
     from .apply import Plan
     from .graph import Graph, Vertex
     from .mutator import Mutator, capture, prune
@@ -22,7 +22,7 @@ _HOMES = {
     "capture": "mutator", "prune": "mutator",
 }  # fmt: skip
 _MODULES = ("errors", "program", "values")
-__all__ = ["Graph", "Mutator", "Plan", "Problem", "Vertex", "capture", "errors", "prune", "values"]
+__all__ = ["Graph", "Mutator", "Plan", "Problem", "Vertex", "capture", "errors", "program", "prune", "values"]
 
 
 def __getattr__(name: str) -> Any:
@@ -34,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

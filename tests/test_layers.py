@@ -158,3 +158,11 @@ def test_the_reader_of_imports_sees_each_form(tmp_path, monkeypatch):
         ("numpy",), ("solvemut", "sub", "b"), ("solvemut", "graph", "Graph"), ("solvemut", "axes", "Axis"),
         ("torch", "nn"), ("solvemut", "rules", "RULES"),
     }  # fmt: skip
+
+
+def test_the_front_shows_public_names_only():
+    import solvemut
+
+    assert dir(solvemut) == sorted(solvemut.__all__)
+    assert {"capture", "prune", "program", "values"} <= set(dir(solvemut))
+    assert all(getattr(solvemut, name) is not None for name in dir(solvemut))
