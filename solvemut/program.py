@@ -28,7 +28,7 @@ import numpy as np
 
 from .arguments import search_limits, whole
 from .errors import InfeasibleError, ProgramError, TimeLimitError
-from .solver import conflict, driver, sweep, text
+from .solver import conflict, driver, frontier, text
 from .solver.exact import RankOne, Table, array, number
 from .solver.expressions import Affine, Relation, Width
 from .solver.model import Term
@@ -265,7 +265,7 @@ class Program:
         """The ``k`` best distinct choices, best first; fewer if no more are feasible."""
         k, options = whole(k, "k", 1, ProgramError), _options(time_limit, gap, seed)
         try:
-            return sweep.k_best(self.statement(), k, options)
+            return frontier.k_best(self.statement(), k, options)
         except driver.Infeasible as found:
             raise conflict.explain(self.statement(), options, found) from None
 
@@ -281,7 +281,7 @@ class Program:
             raise ProgramError(f"nothing costs any {resource!r}; there are {list(self._costs)}")
         points, options = whole(points, "points", 1, ProgramError), _options(time_limit, gap, seed)
         try:
-            return sweep.frontier(self.statement(), resource, points, options)
+            return frontier.frontier(self.statement(), resource, points, options)
         except driver.Infeasible as found:
             raise conflict.explain(self.statement(), options, found) from None
 

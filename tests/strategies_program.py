@@ -94,15 +94,15 @@ class Spec:
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("auto", {}),
     "cp-sat": ("cp-sat", {}),
-    "price": ("price", {"enumeration.fits": lambda combinations: False}),
+    "price": ("price", {"engines.enumeration.fits": lambda combinations: False}),
     "starved": (
         "price",
         {
-            "enumeration.fits": lambda combinations: False,
+            "engines.enumeration.fits": lambda combinations: False,
             "elimination.CELLS": 12,
             "elimination.ENVELOPE_FROM": 7,
             "elimination.ENVELOPE_COST": 1,
-            "search.WIDTHS": (1, 3),
+            "engines.price.search.WIDTHS": (1, 3),
         },
     ),
 }

@@ -30,8 +30,8 @@ from strategies_program import (
 
 from solvemut.errors import ProgramError
 from solvemut.program import Program
-from solvemut.solver import auto
-from solvemut.solver.engine import Answer, Request
+from solvemut.solver.certificate import Answer, Request
+from solvemut.solver.engines import auto
 from solvemut.solver.model import Clock
 
 HOW = [*(way for way in WAYS if way != "auto"), *(name for name in auto.ENGINES if name not in WAYS)]

@@ -27,12 +27,12 @@ from strategies_program import (
 
 from solvemut.errors import InfeasibleError
 from solvemut.program import Program
-from solvemut.solver import additive, auto, enumeration, highs
-from solvemut.solver.aggregate import extend
+from solvemut.solver.certificate import Request
 from solvemut.solver.compact import compact
-from solvemut.solver.dominance import dominated
 from solvemut.solver.elimination import plan, sweep, upper_envelope
-from solvemut.solver.engine import Request
+from solvemut.solver.engines import additive, auto, enumeration, highs
+from solvemut.solver.engines.price.aggregate import extend
+from solvemut.solver.engines.price.dominance import dominated
 from solvemut.solver.model import Clock
 from solvemut.solver.view import view
 

@@ -9,14 +9,14 @@ import pytest
 
 from solvemut.program import Program
 from solvemut.solver import elimination as planning
-from solvemut.solver.aggregate import extend
 from solvemut.solver.compact import compact
 from solvemut.solver.elimination import plan, sweep
+from solvemut.solver.engines.price.aggregate import extend
+from solvemut.solver.engines.price.search import Request
+from solvemut.solver.engines.price.search import solve as price
 from solvemut.solver.exact import RankOne, array
 from solvemut.solver.model import Clock, Model, Row, Term
-from solvemut.solver.price import priced
-from solvemut.solver.search import Request
-from solvemut.solver.search import solve as price
+from solvemut.solver.multipliers import priced
 from solvemut.solver.view import FORBIDDEN, view
 
 
@@ -122,7 +122,7 @@ def test_priced_bound_of_a_dense_block_with_sums_is_valid_and_exact(seed, limit)
 def test_dense_blocks_against_brute_force(case, seed, monkeypatch):
     for name, value in CASES[case].items():
         monkeypatch.setattr(planning, name, value)
-    monkeypatch.setattr("solvemut.solver.enumeration.fits", lambda combinations: False)
+    monkeypatch.setattr("solvemut.solver.engines.enumeration.fits", lambda combinations: False)
     model = dense_block(seed, layers=2 if seed % 2 else 3)
     good = [model.objective.at(c) for c in every(model) if model.rows[0].holds(c)]
     answer = price(Request(model, Clock(30)))

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from ..errors import InfeasibleError
-from . import auto
+from .certificate import Request
 from .driver import Infeasible, Options
-from .engine import Request
+from .engines import auto
 from .exact import Number
 from .model import Clock, Row
 from .statement import Statement, total

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import TimeLimitError
-from . import auto, enumeration
-from .engine import Answer, Request, relative_gap
+from .certificate import Answer, Request, relative_gap
+from .engines import auto, enumeration
 from .exact import Number, RankOne, entry, nearest
 from .model import Choice, Clock, Model, Row, Term
 from .solution import Progress, Solution

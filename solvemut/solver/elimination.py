@@ -19,7 +19,7 @@ from math import prod
 
 import numpy as np
 
-from .plan import Bucket, Item, Plan, other_side, own_factor, proportional
+from .order import Bucket, Item, Plan, other_side, own_factor, proportional
 from .tables import Interrupted, Part, Stream, spread
 from .ties import back, tied_table
 from .view import FORBIDDEN, View

@@ -14,7 +14,7 @@ from math import frexp
 
 import numpy as np
 
-from .enumeration import totals
+from .engines.enumeration import totals
 from .exact import Number, RankOne, floats, nearest
 from .integral import integral
 from .model import Model, Row

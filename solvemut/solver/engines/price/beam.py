@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .dominance import contexts, dominated, live_variables
-from .price import Priced
-from .view import FORBIDDEN
+from ...engines.price.dominance import contexts, dominated, live_variables
+from ...multipliers import Priced
+from ...view import FORBIDDEN
 
 CROWD = 20  # times the width: so many partial choices are compared with one another
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from ortools.sat.python import cp_model
 
-from .compact import Compact, compact
-from .engine import Answer, Request, settled
-from .exact import max_abs, outer
-from .integral import IntegerRow, integral
-from .model import Choice
+from ..certificate import Answer, Request, settled
+from ..compact import Compact, compact
+from ..exact import max_abs, outer
+from ..integral import IntegerRow, integral
+from ..model import Choice
 
 PAIR_CELLS = 4096  # a pair table up to this size becomes one boolean per cell
 TOTAL_CELLS = 120_000

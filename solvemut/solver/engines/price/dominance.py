@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .plan import Plan
+from ...order import Plan
 
 NEIGHBOURS = 48  # with several limits, how many better ones each partial choice is compared with
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from ortools.math_opt.python import mathopt
 
-from . import cpsat
-from .compact import Compact, compact
-from .engine import Answer, Request, settled
-from .exact import Number
-from .integral import IntegerRow, integral
-from .model import Clock
+from ..certificate import Answer, Request, settled
+from ..compact import Compact, compact
+from ..engines import cpsat
+from ..exact import Number
+from ..integral import IntegerRow, integral
+from ..model import Clock
 
 PAIR_CELLS = 4096  # a pair table up to this size is spelled out
 TOTAL_CELLS = 30_000

@@ -9,7 +9,7 @@ import numpy as np
 from ortools.linear_solver import pywraplp
 
 from .elimination import Sweep, sweep
-from .plan import Plan
+from .order import Plan
 from .tables import Interrupted
 from .view import View
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compact import compact
-from .engine import Answer, Request, settled
-from .integral import IntegerRow, integral
+from ..certificate import Answer, Request, settled
+from ..compact import compact
+from ..integral import IntegerRow, integral
 
 MOST = 1 << 13  # choices
 ROOM = 1 << 22  # level indices that may be written down at once, where this engine is asked by name

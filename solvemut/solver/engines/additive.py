@@ -16,15 +16,15 @@ from math import floor
 
 import numpy as np
 
-from . import search
-from .compact import Compact, compact
-from .elimination import Interrupted, plan
-from .engine import Answer, Request, settled
-from .exact import Number, RankOne, simplify
-from .integral import integral
-from .model import Model
-from .price import Prices
-from .view import FORBIDDEN, TooExtreme, View, view
+from ..certificate import Answer, Request, settled
+from ..compact import Compact, compact
+from ..elimination import Interrupted, plan
+from ..engines.price import search
+from ..exact import Number, RankOne, simplify
+from ..integral import integral
+from ..model import Model
+from ..multipliers import Prices
+from ..view import FORBIDDEN, TooExtreme, View, view
 
 WIDTHS = ((100, 20), (2_000, 60), (100_000, 100))  # partial choices kept, price vectors
 SPREADS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the price vectors around the best one, relative

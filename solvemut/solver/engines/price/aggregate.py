@@ -15,8 +15,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from .exact import RankOne, array, common_divisor, denominator, integers
-from .model import Choice, Model, Row, Term
+from ...exact import RankOne, array, common_divisor, denominator, integers
+from ...model import Choice, Model, Row, Term
 
 MOST_SUMS = 3000  # levels of a running sum
 MOST_SPREAD = 1 << 20  # between the least and the largest sum

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..errors import ProgramError
-from . import additive, cpsat, enumeration, highs, search
-from .engine import Answer, Request
+from ...errors import ProgramError
+from ..certificate import Answer, Request
+from ..engines import additive, cpsat, enumeration, highs
+from ..engines.price import search
 
 ENGINES: dict[str, Callable[[Request], Answer]] = {
     "price": search.solve,

@@ -14,18 +14,19 @@ from math import floor, prod
 
 import numpy as np
 
-from . import beam, cpsat, enumeration
-from .aggregate import Extended, extend
-from .compact import Compact, compact
-from .elimination import HEAVY, plan
-from .engine import Answer, Request, settled
-from .exact import Number, RankOne, simplify
-from .integral import integral
-from .model import Choice, Model, Row, Term
-from .plan import Plan
-from .price import Priced, Prices, priced
-from .tables import Interrupted
-from .view import Coordinate, TooExtreme, View, view
+from ...certificate import Answer, Request, settled
+from ...compact import Compact, compact
+from ...elimination import HEAVY, plan
+from ...engines import cpsat, enumeration
+from ...engines.price import beam
+from ...engines.price.aggregate import Extended, extend
+from ...exact import Number, RankOne, simplify
+from ...integral import integral
+from ...model import Choice, Model, Row, Term
+from ...multipliers import Priced, Prices, priced
+from ...order import Plan
+from ...tables import Interrupted
+from ...view import Coordinate, TooExtreme, View, view
 
 WIDTHS = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
 ROUNDS = 60  # of the multipliers, at most
