@@ -258,16 +258,16 @@ class Program:
         statement = self.statement()
         try:
             return driver.solve(statement, options)
-        except driver.Infeasible as found:
-            raise conflict.explain(statement, options, found) from None
+        except driver.Infeasible:
+            raise conflict.explain(statement, options) from None
 
     def k_best(self, k: int, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0) -> list[Solution]:
         """The ``k`` best distinct choices, best first; fewer if no more are feasible."""
         k, options = whole(k, "k", 1, ProgramError), _options(time_limit, gap, seed)
         try:
             return frontier.k_best(self.statement(), k, options)
-        except driver.Infeasible as found:
-            raise conflict.explain(self.statement(), options, found) from None
+        except driver.Infeasible:
+            raise conflict.explain(self.statement(), options) from None
 
     def frontier(
         self, resource: str, points: int = 12, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0
@@ -282,8 +282,8 @@ class Program:
         points, options = whole(points, "points", 1, ProgramError), _options(time_limit, gap, seed)
         try:
             return frontier.frontier(self.statement(), resource, points, options)
-        except driver.Infeasible as found:
-            raise conflict.explain(self.statement(), options, found) from None
+        except driver.Infeasible:
+            raise conflict.explain(self.statement(), options) from None
 
     # -- text --------------------------------------------------------------------------------------------------------
 

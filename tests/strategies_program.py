@@ -99,10 +99,10 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
         "price",
         {
             "engines.enumeration.fits": lambda combinations: False,
-            "elimination.CELLS": 12,
-            "elimination.ENVELOPE_FROM": 7,
-            "elimination.ENVELOPE_COST": 1,
-            "engines.price.search.WIDTHS": (1, 3),
+            "order.CELLS": 12,
+            "order.ENVELOPE_FROM": 7,
+            "order.ENVELOPE_COST": 1,
+            "engines.price.search.KEPT": (1, 3),
         },
     ),
 }

@@ -1,47 +1,26 @@
-"""All engines by name, and the choice between them where the user leaves it to us."""
+"""The choice between the engines where the user leaves it to us, and which of them checks another one's proof."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import replace
 
-from ...errors import ProgramError
 from ..certificate import Answer, Request
-from ..engines import additive, cpsat, enumeration, highs
-from ..engines.price import search
-
-ENGINES: dict[str, Callable[[Request], Answer]] = {
-    "price": search.solve,
-    "additive": additive.solve,
-    "cp-sat": cpsat.solve,
-    "highs": highs.solve,
-    "enumeration": enumeration.solve,
-}
-
-
-def named(name: str) -> Callable[[Request], Answer]:
-    """The engine of a name; "auto" chooses by the model."""
-    if name == "auto":
-        return solve
-    if name not in ENGINES:
-        raise ProgramError(f"no engine {name!r}; there are {', '.join(['auto', *ENGINES])}")
-    return ENGINES[name]
+from . import additive, cpsat, enumeration, highs
 
 
 def solve(request: Request) -> Answer:
     """Enumerate where there are few choices; price otherwise, programs without pair tables in their own way."""
-    name = "enumeration" if enumeration.fits(request.model.combinations) else "additive"
-    answer = ENGINES[name](request)
-    answer.engine = answer.engine or name
-    return answer
+    few = enumeration.fits(request.model.combinations)
+    return enumeration.solve(request) if few else additive.solve(request)
 
 
-def second_opinion(request: Request, prover: str) -> bool:
+def second_opinion(request: Request, provers: Collection[str]) -> bool:
     """Whether an engine that had no part in the proof comes to "infeasible" as well, within the request's clock.
 
     CP-SAT confirms what HiGHS or prices have shown, HiGHS what CP-SAT had a part in; either may be unable to decide.
     """
-    others = [solver for name, solver in (("cp-sat", cpsat.solve), ("highs", highs.alone)) if name not in prover]
+    others = [solver for name, solver in (("cp-sat", cpsat.solve), ("highs", highs.alone)) if name not in provers]
     for place, solver in enumerate(others):
         seconds = request.clock.left / (len(others) - place)
         answer = solver(replace(request, clock=request.clock.part(seconds), feasibility=True, hint=None))

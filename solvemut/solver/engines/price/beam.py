@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...engines.price.dominance import contexts, dominated, live_variables
 from ...multipliers import Priced
 from ...view import FORBIDDEN
+from .dominance import contexts, dominated, live_variables
 
-CROWD = 20  # times the width: so many partial choices are compared with one another
+CROWD = 20  # times what is kept: so many partial choices are compared with one another
+
+Extensions = tuple[np.ndarray, np.ndarray, np.ndarray]  # parent, level and bounds of each
 
 
 @dataclass(eq=False)
@@ -41,56 +43,85 @@ class Compare:
 def search(
     guides: Sequence[Priced],
     threshold: float,
-    width: int,
+    most: int,
     over: Callable[[], bool],
     compare: Compare | None = None,
     entries: int = 1_500_000,
 ) -> Found:
-    """All choices whose bound is above ``threshold`` at every guide, at most ``width`` kept at a time.
+    """All choices whose bound is above ``threshold`` at every guide, at most so many kept at a time.
 
     Guides without the objective (weight 0) demand a bound of at least 0: the limits can still be kept.
     """
-    plan = guides[0].sweep.plan
-    count = len(plan.view.sizes)
-    choices = np.zeros((1, count), dtype=np.int32)
-    bounds = np.array([[guide.bound + guide.margin for guide in guides]])
-    threshold = max(threshold, FORBIDDEN / 1e6)
-    needs = np.array([threshold if guide.objective else 0.0 for guide in guides])
-    valued = np.array([guide.objective > 0 for guide in guides])
-    dropped = -np.inf
-    live = live_variables(plan) if compare is not None else []
-    for step, (v, buckets) in enumerate(reversed(plan.steps)):
-        if over():
-            return Found(choices[:0], max(dropped, float(bounds[:, valued].min(axis=1).max(initial=-np.inf))))
+    return _Beam(guides, threshold, most, over, compare, entries).run()
+
+
+class _Beam:
+    """Partial choices with their bounds at every guide, extended variable by variable."""
+
+    def __init__(
+        self, guides: Sequence[Priced], threshold: float, most: int, over: Callable[[], bool],
+        compare: Compare | None, entries: int,
+    ) -> None:  # fmt: skip
+        self.guides, self.most, self.over, self.compare = guides, most, over, compare
+        self.order = guides[0].sweep.order
+        self.sizes = self.order.view.sizes
+        self.entries = entries  # cells looked at together
+        threshold = max(threshold, FORBIDDEN / 1e6)
+        self.needs = np.array([threshold if guide.objective else 0.0 for guide in guides])
+        self.valued = np.array([guide.objective > 0 for guide in guides])
+        self.choices = np.zeros((1, len(self.sizes)), dtype=np.int32)
+        self.bounds = np.array([[guide.bound + guide.margin for guide in guides]])
+        self.dropped = -np.inf
+
+    def run(self) -> Found:
+        live = live_variables(self.order) if self.compare is not None else []
+        for step, (v, buckets) in enumerate(reversed(self.order.steps)):
+            extended = self._extended(v, buckets)
+            if extended is None:  # no time left: all partial choices are dropped
+                highest = float(self._score(self.bounds).max(initial=-np.inf))
+                return Found(self.choices[:0], max(self.dropped, highest))
+            parents, levels, bounds = self._crowded_out(*extended, room=max(CROWD * self.most, 50_000))
+            if self.compare is not None and len(parents) > 1:
+                moved = self.choices[parents]
+                moved[:, v] = levels
+                good = ~self._dominated(self.compare, contexts(moved, live[step]), bounds)
+                parents, levels, bounds = parents[good], levels[good], bounds[good]
+            parents, levels, self.bounds = self._crowded_out(parents, levels, bounds, room=self.most)
+            self.choices = self.choices[parents]
+            self.choices[:, v] = levels
+            if not len(self.choices):
+                break
+        return Found(self.choices, self.dropped)
+
+    def _score(self, bounds: np.ndarray) -> np.ndarray:
+        """The lowest bound on the objective of each partial choice."""
+        return bounds[:, self.valued].min(axis=1)
+
+    def _extended(self, v: int, buckets: Sequence[int]) -> Extensions | None:
+        """Every partial choice with every level of ``v``, block by block; None where there is no time."""
         parts = []
-        block = max(1, entries // (plan.view.sizes[v] * len(guides)))
-        for start in range(0, len(choices), block):
-            if start and over():
-                return Found(choices[:0], max(dropped, float(bounds[:, valued].min(axis=1).max(initial=-np.inf))))
-            found = _extend(guides, v, buckets, choices[start : start + block], bounds[start : start + block], needs)
-            parts.append((found[0] + start, found[1], found[2]))
-        parents, levels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        bounds = np.concatenate([part[2] for part in parts])
-        room = max(CROWD * width, 50_000)
-        if len(parents) > room:  # too many to compare: the best of them
-            kept, lost = _best(bounds[:, valued].min(axis=1), room)
-            dropped = max(dropped, lost)
-            parents, levels, bounds = parents[kept], levels[kept], bounds[kept]
-        if compare is not None and len(parents) > 1:
-            moved = choices[parents]
-            moved[:, v] = levels
-            value, slacks = bounds[:, compare.value], np.hstack([bounds[:, compare.slacks], -bounds[:, compare.both]])
-            good = ~dominated(contexts(moved, live[step]), value, slacks, compare.margins)
-            parents, levels, bounds = parents[good], levels[good], bounds[good]
-        if len(parents) > width:
-            kept, lost = _best(bounds[:, valued].min(axis=1), width)
-            dropped = max(dropped, lost)
-            parents, levels, bounds = parents[kept], levels[kept], bounds[kept]
-        choices = choices[parents]
-        choices[:, v] = levels
-        if not len(choices):
-            break
-    return Found(choices, dropped)
+        block = max(1, self.entries // (self.sizes[v] * len(self.guides)))
+        for start in range(0, len(self.choices), block):
+            if self.over():
+                return None
+            at = slice(start, start + block)
+            parents, levels, bounds = _extend(self.guides, v, buckets, self.choices[at], self.bounds[at], self.needs)
+            parts.append((parents + start, levels, bounds))
+        parents, levels, bounds = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return parents, levels, bounds
+
+    def _crowded_out(self, parents: np.ndarray, levels: np.ndarray, bounds: np.ndarray, room: int) -> Extensions:
+        """The best where there are more than there is room for; the highest bound of the others is noted."""
+        if len(parents) <= room:
+            return parents, levels, bounds
+        kept, lost = _best(self._score(bounds), room)
+        self.dropped = max(self.dropped, lost)
+        return parents[kept], levels[kept], bounds[kept]
+
+    @staticmethod
+    def _dominated(compare: Compare, group: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        slacks = np.hstack([bounds[:, compare.slacks], -bounds[:, compare.both]])
+        return dominated(group, bounds[:, compare.value], slacks, compare.margins)
 
 
 def _best(score: np.ndarray, count: int) -> tuple[np.ndarray, float]:
@@ -102,7 +133,7 @@ def _best(score: np.ndarray, count: int) -> tuple[np.ndarray, float]:
 def _extend(
     guides: Sequence[Priced], v: int, buckets: Sequence[int], choices: np.ndarray, bounds: np.ndarray,
     needs: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+) -> Extensions:  # fmt: skip
     """Every level of ``v`` for every partial choice that stays above what each guide needs."""
     alive, totals = np.True_ & np.ones(1, dtype=bool), []
     for g, guide in enumerate(guides):
