@@ -11,22 +11,8 @@ import pytest
 from benchmarks_path import instances
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies_program import (
-    WAYS,
-    Budget,
-    Linear,
-    Spec,
-    Stopwatch,
-    Term,
-    best,
-    build,
-    constants_of,
-    examples,
-    feasible,
-    objectives,
-    rank,
-    specs,
-)
+from oracle_program import WAYS, Budget, Linear, Spec, Term, best, build, constants_of, feasible, objectives, rank
+from strategies_program import Stopwatch, examples, specs
 
 from solvemut.errors import ProgramError
 from solvemut.program import Program

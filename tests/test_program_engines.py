@@ -9,21 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies_program import (
-    NUMBERS,
-    SHAPES,
-    Budget,
-    Spec,
-    Stopwatch,
-    Term,
-    assert_optimal,
-    best,
-    build,
-    examples,
-    nearby,
-    specs,
-    vectors,
-)
+from oracle_program import Budget, Spec, Term, assert_optimal, best, build
+from strategies_program import NUMBERS, SHAPES, Stopwatch, examples, nearby, specs, vectors
 
 from solvemut.errors import InfeasibleError
 from solvemut.program import Program
