@@ -205,6 +205,7 @@ class _Marginals:
         self.marginal: list[np.ndarray] = [np.full(size, np.inf) for size in self.order.view.sizes]
 
     def run(self, over: Callable[[], bool]) -> list[np.ndarray]:
+        """From the last bucket to the first, what each variable's levels can still come to."""
         for bucket in reversed(self.order.buckets):
             if self.order.work > HEAVY and over():
                 raise CutShort

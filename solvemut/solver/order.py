@@ -124,6 +124,7 @@ class _Builder:
         self.exact = True
 
     def run(self) -> Order:
+        """Eliminate the cheapest variable that is left, until none is."""
         left = set(range(len(self.view.sizes)))
         costs = {v: self._cost(v) for v in left}
         while left:

@@ -64,6 +64,8 @@ class _Bank:
 
 @dataclass(eq=False)
 class _Run:
+    """One knapsack: its levels left, what each is worth and spends."""
+
     request: Request
     reduced: Compact
     view: View

@@ -272,6 +272,7 @@ class _Watcher(cp_model.CpSolverSolutionCallback):
         self.run, self.literals = run, run._literal_list()
 
     def on_solution_callback(self) -> None:
+        """Called by CP-SAT, from its own thread."""
         self.run.found([self.boolean_value(v) for v in self.literals])
 
 

@@ -165,6 +165,7 @@ class _Builder:
         self.gone: set[TermKey] = set()
 
     def build(self, families: list[list[Reader]]) -> Extended:
+        """A sum for each reader, on top of those before it in its family."""
         for family in families:
             order: list[Part] = []
             for reader in family:

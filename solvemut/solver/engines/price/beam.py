@@ -74,6 +74,7 @@ class _Beam:
         self.dropped = -np.inf
 
     def run(self) -> Found:
+        """Variable after variable: extend, compare, keep the best."""
         live = live_variables(self.order) if self.compare is not None else []
         for step, (v, buckets) in enumerate(reversed(self.order.steps)):
             extended = self._extended(v, buckets)

@@ -47,6 +47,8 @@ def solve(request: Request) -> Answer:
 
 @dataclass
 class _Search:
+    """All rounds: the model worked on, and what is known from one round to the next."""
+
     request: Request
     certificate: Certificate = field(init=False)
     multipliers: dict[Key, float] = field(default_factory=dict)  # in the user's units
@@ -127,9 +129,9 @@ class _Search:
             self.request, model=coarse_model, gap=max(self.request.gap, COARSE_GAP), on_bound=lambda bound: None,
             on_engine=lambda name: None, hint=None, clock=self.request.clock.part(0.3 * self.request.clock.left),
         ), is_coarse=True)  # fmt: skip
-        found_coarsely = coarse.run()
-        if found_coarsely.choice is not None:
-            self.certificate.offer(found_coarsely.choice)
+        choice = coarse.run().choice
+        if choice is not None:
+            self.certificate.offer(choice)
         self.multipliers = coarse.multipliers
 
     @property
