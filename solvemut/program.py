@@ -28,7 +28,7 @@ import numpy as np
 
 from .arguments import search_limits, whole
 from .errors import InfeasibleError, ProgramError, TimeLimitError
-from .solver import conflict, driver, sweep, text
+from .solver import conflict, driver, frontier, text
 from .solver.exact import RankOne, Table, array, number
 from .solver.expressions import Affine, Relation, Width
 from .solver.model import Term
@@ -258,16 +258,16 @@ class Program:
         statement = self.statement()
         try:
             return driver.solve(statement, options)
-        except driver.Infeasible as found:
-            raise conflict.explain(statement, options, found) from None
+        except driver.Infeasible:
+            raise conflict.explain(statement, options) from None
 
     def k_best(self, k: int, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0) -> list[Solution]:
         """The ``k`` best distinct choices, best first; fewer if no more are feasible."""
         k, options = whole(k, "k", 1, ProgramError), _options(time_limit, gap, seed)
         try:
-            return sweep.k_best(self.statement(), k, options)
-        except driver.Infeasible as found:
-            raise conflict.explain(self.statement(), options, found) from None
+            return frontier.k_best(self.statement(), k, options)
+        except driver.Infeasible:
+            raise conflict.explain(self.statement(), options) from None
 
     def frontier(
         self, resource: str, points: int = 12, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0
@@ -281,9 +281,9 @@ class Program:
             raise ProgramError(f"nothing costs any {resource!r}; there are {list(self._costs)}")
         points, options = whole(points, "points", 1, ProgramError), _options(time_limit, gap, seed)
         try:
-            return sweep.frontier(self.statement(), resource, points, options)
-        except driver.Infeasible as found:
-            raise conflict.explain(self.statement(), options, found) from None
+            return frontier.frontier(self.statement(), resource, points, options)
+        except driver.Infeasible:
+            raise conflict.explain(self.statement(), options) from None
 
     # -- text --------------------------------------------------------------------------------------------------------
 

@@ -10,20 +10,8 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies_program import (
-    SHAPES,
-    Budget,
-    Spec,
-    all_choices,
-    build,
-    costs,
-    exact,
-    examples,
-    feasible,
-    linear_of,
-    same,
-    specs,
-)
+from oracle_program import Budget, Spec, all_choices, build, costs, exact, feasible, same
+from strategies_program import SHAPES, examples, linear_of, specs
 
 from solvemut.errors import InfeasibleError
 from solvemut.program import Program

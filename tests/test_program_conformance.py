@@ -11,30 +11,16 @@ import pytest
 from benchmarks_path import instances
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies_program import (
-    WAYS,
-    Budget,
-    Linear,
-    Spec,
-    Stopwatch,
-    Term,
-    best,
-    build,
-    constants_of,
-    examples,
-    feasible,
-    objectives,
-    rank,
-    specs,
-)
+from oracle_program import WAYS, Budget, Linear, Spec, Term, best, build, constants_of, feasible, objectives, rank
+from strategies_program import Stopwatch, examples, specs
 
 from solvemut.errors import ProgramError
 from solvemut.program import Program
-from solvemut.solver import auto
-from solvemut.solver.engine import Answer, Request
-from solvemut.solver.model import Clock
+from solvemut.solver.certificate import Answer, Request
+from solvemut.solver.clock import Clock
+from solvemut.solver.engines import ENGINES
 
-HOW = [*(way for way in WAYS if way != "auto"), *(name for name in auto.ENGINES if name not in WAYS)]
+HOW = [*(way for way in WAYS if way != "auto"), *(name for name in ENGINES if name not in WAYS)]
 
 
 def vector(name: str, *data: float, when: str | None = None, of: str | int = 0) -> Term:
@@ -105,9 +91,9 @@ TABLE: dict[str, Spec] = {
 def ask(way: str, program: Program, gap: float = 0, seconds: float = 30.0, **options: object) -> Answer:
     request = Request(program.statement().model(), Clock(seconds), gap=gap, seed=1, **options)
     if way not in WAYS:
-        return auto.ENGINES[way](request)
+        return ENGINES[way](request)
     with constants_of(way) as engine:
-        return auto.ENGINES[engine](request)
+        return ENGINES[engine](request)
 
 
 def assert_conforms(spec: Spec, answer: Answer) -> None:
@@ -146,7 +132,7 @@ def test_every_engine_answers_the_same_twice(way):
     assert (first.choice, first.value, first.bound) == (second.choice, second.value, second.bound)
 
 
-@pytest.mark.parametrize("engine", auto.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_stops_in_time_and_is_not_wrong_by_then(engine):
     program = instances.resnet18(step=8)
     watch = Stopwatch()

@@ -8,9 +8,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies_program import (
-    NUMBERS,
-    SHAPES,
+from oracle_program import (
     WAYS,
     Budget,
     Linear,
@@ -21,14 +19,13 @@ from strategies_program import (
     build,
     costs,
     exact,
-    examples,
     feasible_choices,
     never_below,
     objectives,
     rank,
     solve,
-    specs,
 )
+from strategies_program import NUMBERS, SHAPES, examples, specs
 
 from solvemut.errors import InfeasibleError
 from solvemut.program import Program

@@ -16,7 +16,8 @@ import pytest
 from benchmarks_path import instances
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies_program import WAYS, Budget, Spec, Stopwatch, Term, assert_optimal, best, examples, never_below, solve
+from oracle_program import WAYS, Budget, Spec, Term, assert_optimal, best, never_below, solve
+from strategies_program import Stopwatch, examples
 
 from solvemut.errors import InfeasibleError, TimeLimitError
 from solvemut.program import Program

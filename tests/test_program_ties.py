@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from solvemut.program import Program
-from solvemut.solver import elimination as planning
-from solvemut.solver.aggregate import extend
+from solvemut.solver import order
+from solvemut.solver.certificate import Request
+from solvemut.solver.clock import Clock
 from solvemut.solver.compact import compact
-from solvemut.solver.elimination import plan, sweep
+from solvemut.solver.elimination import sweep
+from solvemut.solver.engines import price
+from solvemut.solver.engines.price.aggregate import extend
 from solvemut.solver.exact import RankOne, array
-from solvemut.solver.model import Clock, Model, Row, Term
-from solvemut.solver.price import priced
-from solvemut.solver.search import Request
-from solvemut.solver.search import solve as price
+from solvemut.solver.model import Model, Row, Term
+from solvemut.solver.multipliers import priced
+from solvemut.solver.order import order_of
 from solvemut.solver.view import FORBIDDEN, view
 
 
@@ -71,9 +73,9 @@ CASES = {"kept": {}, "streamed": {"CELLS": 60}, "split": {"CELLS": 30, "STREAMED
 @pytest.mark.parametrize("seed", range(25))
 def test_maximum_and_forced_maxima_of_tied_tables(case, seed, monkeypatch):
     for name, value in CASES[case].items():
-        monkeypatch.setattr(planning, name, value)
+        monkeypatch.setattr(order, name, value)
     model = tables(np.random.default_rng(seed))
-    found = plan(view(model))
+    found = order_of(view(model))
     assert len(found.view.ties) == 2 and not found.view.hard and not found.view.coordinates
     run = sweep(found, found.view.weights(np.zeros(0)))
     feasible = [c for c in every(model) if all(row.holds(c) for row in model.rows)]
@@ -95,10 +97,10 @@ def test_maximum_and_forced_maxima_of_tied_tables(case, seed, monkeypatch):
 
 
 def test_streaming_happens(monkeypatch):
-    monkeypatch.setattr(planning, "CELLS", 60)
-    plans = [plan(view(tables(np.random.default_rng(seed)))) for seed in range(25)]
-    assert any(bucket.streamed for found in plans for bucket in found.buckets)
-    assert any(bucket.ties for found in plans for bucket in found.buckets)
+    monkeypatch.setattr(order, "CELLS", 60)
+    orders = [order_of(view(tables(np.random.default_rng(seed)))) for seed in range(25)]
+    assert any(bucket.streamed for found in orders for bucket in found.buckets)
+    assert any(bucket.ties for found in orders for bucket in found.buckets)
 
 
 @pytest.mark.parametrize("limit", [0.2, 0.5, 0.8])
@@ -107,7 +109,7 @@ def test_priced_bound_of_a_dense_block_with_sums_is_valid_and_exact(seed, limit)
     model = dense_block(seed, layers=3, limit=limit)
     extended = extend(model)
     assert extended is not None
-    found = plan(view(compact(extended.model).model))
+    found = order_of(view(compact(extended.model).model))
     assert found.exact and found.view.ties
     for multiplier in (0.0, 0.01, 0.3):
         bound = priced(found, np.array([multiplier]))
@@ -121,11 +123,11 @@ def test_priced_bound_of_a_dense_block_with_sums_is_valid_and_exact(seed, limit)
 @pytest.mark.parametrize("seed", range(10))
 def test_dense_blocks_against_brute_force(case, seed, monkeypatch):
     for name, value in CASES[case].items():
-        monkeypatch.setattr(planning, name, value)
-    monkeypatch.setattr("solvemut.solver.enumeration.fits", lambda combinations: False)
+        monkeypatch.setattr(order, name, value)
+    monkeypatch.setattr("solvemut.solver.engines.enumeration.fits", lambda combinations: False)
     model = dense_block(seed, layers=2 if seed % 2 else 3)
     good = [model.objective.at(c) for c in every(model) if model.rows[0].holds(c)]
-    answer = price(Request(model, Clock(30)))
+    answer = price.solve(Request(model, Clock(30)))
     if not good:
         assert answer.infeasible
     else:

@@ -19,12 +19,19 @@ class Compact:
     kept: tuple[int, ...]  # the original variable of each one left
     domains: tuple[np.ndarray, ...]  # the original model's
 
-    def decode(self, choice: Sequence[int]) -> Choice:
+    def decode(self, choice: Sequence[int] | np.ndarray) -> Choice:
         """A choice of the original model."""
         found = [int(domain[0]) for domain in self.domains]
         for variable, k in zip(self.kept, choice, strict=True):
             found[variable] = int(self.domains[variable][k])
         return tuple(found)
+
+    def decode_domains(self, domains: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The levels left of each variable, as levels of the original model."""
+        found = list(self.domains)
+        for variable, left in zip(self.kept, domains, strict=True):
+            found[variable] = found[variable][left]
+        return found
 
     def encode(self, choice: Sequence[int]) -> Choice | None:
         """A choice of the reduced model; None if it uses a level that is gone."""

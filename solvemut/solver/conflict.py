@@ -6,17 +6,18 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from ..errors import InfeasibleError
-from . import auto
-from .driver import Infeasible, Options
-from .engine import Request
+from .certificate import Request
+from .clock import Clock
+from .driver import Options
+from .engines import auto
 from .exact import Number
-from .model import Clock, Row
+from .model import Row
 from .statement import Statement, total
 
 CONFIRM_SECONDS = 3.0
 
 
-def explain(statement: Statement, options: Options, found: Infeasible) -> InfeasibleError:
+def explain(statement: Statement, options: Options) -> InfeasibleError:
     """The error to raise: the minimal conflict, and for each budget in it the smallest value that would do."""
     finder = Finder(statement, options.seed, Clock(max(2.0, options.time_limit)))
     conflict = finder.minimal()
@@ -36,15 +37,17 @@ class Finder:
     clock: Clock
     sure: bool = True  # no question was left unanswered
     asked: dict[frozenset[str], bool] = field(default_factory=dict)
-    provers: dict[frozenset[str], str] = field(default_factory=dict)  # the engine that answered
+    provers: dict[frozenset[str], list[str]] = field(default_factory=dict)  # the engines that worked on the answer
 
     def infeasible(self, names: Collection[str]) -> bool:
         """Whether these cannot hold together; where time runs out: no, and not sure any more."""
         key = frozenset(names)
         if key not in self.asked:
-            answer = auto.solve(self._request(names))
+            request = self._request(names)
+            request.on_engine = self.provers.setdefault(key, []).append
+            answer = auto.solve(request)
             self.sure &= answer.infeasible or answer.choice is not None
-            self.asked[key], self.provers[key] = answer.infeasible, answer.engine
+            self.asked[key] = answer.infeasible
         return self.asked[key]
 
     def _request(self, names: Collection[str]) -> Request:
@@ -76,7 +79,7 @@ class Finder:
         """Whether an engine that had no part in the proof comes to the same end on the conflict alone."""
         request = self._request(conflict)
         request.clock = self.clock.part(CONFIRM_SECONDS)
-        return auto.second_opinion(request, self.provers.get(frozenset(conflict), ""))
+        return auto.second_opinion(request, self.provers.get(frozenset(conflict), []))
 
     def smallest(self, conflict: list[str]) -> dict[str, Number]:
         """For each budget of the conflict, the limit that would do: all else as asked, or all else in the conflict."""

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import TimeLimitError
-from . import auto, enumeration
-from .engine import Answer, Request, relative_gap
+from . import engines
+from .certificate import Answer, Certificate, Request, relative_gap
+from .clock import Clock
+from .engines import enumeration
 from .exact import Number, RankOne, entry, nearest
-from .model import Choice, Clock, Model, Row, Term
+from .model import Choice, Model, Row, Term
 from .solution import Progress, Solution
 from .statement import Statement, total
 
@@ -22,11 +24,7 @@ BISECTIONS = 6
 
 
 class Infeasible(Exception):
-    """Raised inside: no choice satisfies the statement. ``engine`` proved it."""
-
-    def __init__(self, engine: str, clock: Clock) -> None:
-        super().__init__(engine)
-        self.engine, self.clock = engine, clock
+    """Raised inside: no choice satisfies the statement."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Search:
     stage: int = 0
     phase: str = "start"
     known: Answer = field(default_factory=Answer)
+    ran: list[str] = field(default_factory=list)  # the engines that set to work, in turn
     told: float = 0.0
 
     def tick(self) -> None:
@@ -85,19 +84,18 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
     rows: list[Row] = list(options.extra)
     answers: list[Answer] = []
     start = _starts(statement, options)
-    solver = options.engine
+    engine = engines.named(options.engine)
     for stage in range(len(statement.values)):
         search.stage = stage
         search.known = Answer()
         model = statement.model(stage, rows=rows)
         if answers:
             start = [choice for choice in [answers[-1].choice] if choice is not None]
-        answer = _stopped_or_solved(search, model, auto.named(options.engine), start)
-        solver = answer.engine or options.engine
+        answer = _stopped_or_solved(search, model, engine, start)
         if clock.interrupted and answer.choice is None:
             raise KeyboardInterrupt
         if answer.infeasible and not answers:
-            raise Infeasible(solver, clock)
+            raise Infeasible
         if answer.choice is None:
             raise TimeLimitError(
                 f"no feasible choice was found in {clock.seconds:.2f} s, time_limit {options.time_limit:g} s; "
@@ -105,6 +103,7 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
             )
         answers.append(answer)
         rows.append(replace(statement.objective(stage), lower=answer.value))
+    solver = " + ".join(dict.fromkeys(search.ran)) or options.engine
     return _solution(statement, options, answers, clock, solver)
 
 
@@ -128,18 +127,18 @@ def _uniform(statement: Statement, fraction: float) -> Choice:
 
 def _first(statement: Statement, model: Model, request: Request, start: Sequence[Choice]) -> Answer:
     """An incumbent at once, where one is easy: what is given, and the largest uniform choice that is feasible."""
-    first = Answer()
+    first = Certificate(request)
     for choice in start:
-        first.offer(request, choice)
-        request.hint = first.choice if first.choice is not None else choice
+        first.offer(choice)
+        request.hint = first.answer.choice if first.answer.choice is not None else choice
     low, high = 0.0, 1.0
-    if enumeration.fits(model.combinations) or first.offer(request, _uniform(statement, 1.0)):
-        return first
-    if first.offer(request, _uniform(statement, 0.0)):
+    if enumeration.fits(model.combinations) or first.offer(_uniform(statement, 1.0)):
+        return first.answer
+    if first.offer(_uniform(statement, 0.0)):
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            low, high = (middle, high) if first.offer(request, _uniform(statement, middle)) else (low, middle)
-    return first
+            low, high = (middle, high) if first.offer(_uniform(statement, middle)) else (low, middle)
+    return first.answer
 
 
 def _stopped_or_solved(
@@ -158,7 +157,7 @@ def _stopped_or_solved(
 
 def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]) -> Answer:
     options = search.options
-    request = Request(model, search.clock, options.gap, options.seed, tick=search.tick)
+    request = Request(model, search.clock, options.gap, options.seed, on_engine=search.ran.append, tick=search.tick)
 
     def improved(choice: Choice, value: Number) -> None:
         if search.known.value is None or value > search.known.value:

@@ -123,6 +123,7 @@ class RankOne:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The table's shape."""
         return len(self.first), len(self.second)
 
     def entry(self, i: int, j: int) -> Number:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor, lcm
@@ -63,6 +62,25 @@ class IntegerRow:
         """The row's value where the integer part is ``value``."""
         return self.scale * value + self.constant
 
+    def totals(self, codes: np.ndarray) -> np.ndarray:
+        """The tables' sum for each column of level indices; there are no products."""
+        wide = max(self.peak, abs(self.upper or 0), abs(self.lower or 0)) >= 1 << 62
+        found = np.zeros(codes.shape[1], dtype=object if wide else np.int64)
+        for (scope, when), table in self.tables.items():
+            part = table[tuple(codes[v] for v in scope)]
+            part = part.astype(object) if wide else part
+            found = found + (part if when is None else np.where(codes[when] == 0, 0, part))
+        return found
+
+    def kept(self, codes: np.ndarray) -> np.ndarray:
+        """Which columns of level indices keep the limits."""
+        amounts, found = self.totals(codes), np.ones(codes.shape[1], dtype=bool)
+        if self.upper is not None:
+            found &= (amounts <= self.upper).astype(bool)
+        if self.lower is not None:
+            found &= (amounts >= self.lower).astype(bool)
+        return found
+
 
 def add(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The sum of two integer tables, without overflow."""
@@ -71,7 +89,7 @@ def add(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return one.astype(object) + other.astype(object)
 
 
-def integral(row: Row, sizes: Sequence[int], product_cells: int = 0) -> IntegerRow:
+def integral(row: Row, product_cells: int = 0) -> IntegerRow:
     """Scale a row to integers, exactly. Products over at most ``product_cells`` cells become tables."""
     scale = lcm(1, *(_denominator(term.table) for term in row.terms))
     tables: dict[Key, np.ndarray] = {}

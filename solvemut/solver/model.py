@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from time import monotonic
 
 import numpy as np
 
@@ -110,55 +109,3 @@ class Model:
         for domain in self.domains:
             product *= len(domain)
         return product
-
-
-@dataclass
-class Asked:
-    """Whether somebody asked to stop, and whether by Ctrl-C."""
-
-    stopped: bool = False
-    interrupted: bool = False
-
-
-class Clock:
-    """When to stop: a deadline, or somebody asking to. Parts of a clock share the asking."""
-
-    def __init__(self, limit: float, asked: Asked | None = None) -> None:
-        self.limit, self.start = limit, monotonic()
-        self._asked = Asked() if asked is None else asked
-
-    def stop(self) -> None:
-        """Stop this clock and all it is part of."""
-        self._asked.stopped = True
-
-    def interrupt(self) -> None:
-        """Stop, and remember that it was for Ctrl-C: whoever catches a KeyboardInterrupt says so here."""
-        self._asked.interrupted = self._asked.stopped = True
-
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self._asked.stopped
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self._asked.interrupted
-
-    @property
-    def seconds(self) -> float:
-        """Time spent."""
-        return monotonic() - self.start
-
-    @property
-    def left(self) -> float:
-        """Time left, never below 0."""
-        return 0.0 if self.stopped else max(0.0, self.limit - self.seconds)
-
-    @property
-    def over(self) -> bool:
-        return self.left <= 0.0
-
-    def part(self, seconds: float) -> Clock:
-        """A clock for a step that may take at most so long."""
-        return Clock(min(self.left, seconds), self._asked)

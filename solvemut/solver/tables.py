@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from .clock import CutShort
 from .model import Choice
 
 ASK = 8_000_000  # cells between two looks at the clock
@@ -22,10 +23,6 @@ def spread(table: np.ndarray, scope: Sequence[int], target: Sequence[int]) -> np
     sizes = iter(np.array(table.shape)[order]) if table.ndim else iter(())
     shape = [int(next(sizes)) if u in scope else 1 for u in target]
     return table.transpose(order).reshape(shape)
-
-
-class Interrupted(Exception):
-    """A sweep was stopped before it came through."""
 
 
 class Stream:
@@ -57,7 +54,7 @@ class Stream:
         buffer, every = np.empty(self.shape), max(1, ASK // base.size)
         for k in range(self.sizes[self.axis]):
             if k % every == 0 and self.over():
-                raise Interrupted
+                raise CutShort
             left = base
             for table, others in moving:
                 left = np.add(left, spread(table[k], others, self.rest), out=buffer)

@@ -52,14 +52,14 @@ class Tie:
         return total != self.total
 
 
-def tie_of(row: Row, sizes: Sequence[int]) -> Tie | None:
+def tie_of(row: Row) -> Tie | None:
     """A row as a tie, if it is one."""
     if row.lower is None or row.upper is None or row.lower != row.upper:
         return None
     variables = sorted({v for term in row.terms for v in term.variables})
     if not 2 <= len(variables) <= 3 or any(len(term.variables) > 1 for term in row.terms):
         return None
-    found = integral(row, sizes)
+    found = integral(row)
     if found.upper is None or found.lower != found.upper or found.peak + abs(found.upper) >= PEAK:
         return None
     amounts = [found.tables[(v,), None].astype(np.int64) for v in variables]

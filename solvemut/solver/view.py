@@ -7,14 +7,13 @@ Rows over at most two variables become tables of forbidden pairs instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import frexp
 
 import numpy as np
 
-from .enumeration import totals
 from .exact import Number, RankOne, floats, nearest
 from .integral import integral
 from .model import Model, Row
@@ -118,13 +117,37 @@ class View:
         """A user's objective value, scaled (to the nearest float)."""
         return nearest((Fraction(value) - self.constant) / self.scale)
 
+    def threshold(self, value: Number | None) -> float:
+        """A user's objective value, scaled and rounded down; -inf where there is none."""
+        if value is None:
+            return -np.inf
+        found = self.inside(value)
+        return found - abs(found) * 2.0**-50 - 1e-300
+
+    @property
+    def lowest(self) -> float:
+        """No choice is worth less (scaled)."""
+        return -float(self.magnitude[0]) * (1 + 1e-9)
+
+    def offer_best(
+        self, choices: np.ndarray, offer: Callable[[np.ndarray], object], incumbent: Callable[[], Number | None]
+    ) -> None:
+        """Offer complete choices, best first, until none left can be better than the incumbent."""
+        values = self.totals(choices)[:, 0]
+        margin = float(self.magnitude[0]) * 2.0**-51 * (self.terms + 4)
+        for i in np.argsort(-values, kind="stable"):
+            value = incumbent()
+            if value is not None and values[i] + margin <= self.inside(value):
+                break
+            offer(choices[i])
+
 
 def view(model: Model) -> View:
     """The float view of a compact model."""
     sizes = tuple(len(domain) for domain in model.domains)
     hard, soft, ties = [], [], []
     for source, row in enumerate(model.rows):
-        tie = tie_of(row, sizes)
+        tie = tie_of(row)
         if tie is not None:
             ties.append(tie)
             continue
@@ -223,14 +246,8 @@ def _forbidden(row: Row, sizes: Sequence[int]) -> tuple[tuple[int, ...], np.ndar
     tie = row.lower is not None and row.lower == row.upper and len(variables) == 3 and cells <= HARD_TRIPLE
     if not tie and (not 1 <= len(variables) <= 2 or cells > HARD_CELLS):
         return None
-    found = integral(row, sizes, cells)
     shape = [sizes[v] for v in variables]
     codes = np.zeros((len(sizes), cells), dtype=np.int64)
     codes[variables] = np.indices(shape).reshape(len(variables), -1)
-    amounts = totals(found, codes)
-    bad = np.zeros(cells, dtype=bool)
-    if found.upper is not None:
-        bad |= (amounts > found.upper).astype(bool)
-    if found.lower is not None:
-        bad |= (amounts < found.lower).astype(bool)
-    return tuple(variables), np.where(bad, FORBIDDEN, 0.0).reshape(shape)
+    kept = integral(row, cells).kept(codes)
+    return tuple(variables), np.where(kept, 0.0, FORBIDDEN).reshape(shape)

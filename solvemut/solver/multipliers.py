@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from ortools.linear_solver import pywraplp
 
+from .clock import CutShort
 from .elimination import Sweep, sweep
-from .plan import Plan
-from .tables import Interrupted
+from .order import Order
 from .view import View
 
 TINY = 1e-9
@@ -33,20 +33,20 @@ class Priced:
 
 
 def priced(
-    plan: Plan, multipliers: np.ndarray, objective: float = 1.0, over: Callable[[], bool] = lambda: False
+    order: Order, multipliers: np.ndarray, objective: float = 1.0, over: Callable[[], bool] = lambda: False
 ) -> Priced:
-    """Run the plan at some multipliers."""
-    view = plan.view
+    """Sweep at some multipliers."""
+    view = order.view
     weights = view.weights(multipliers, objective)
     margin = view.margin(weights, multipliers)
-    return Priced(multipliers, sweep(plan, weights, over), view.offset(multipliers), margin, objective)
+    return Priced(multipliers, sweep(order, weights, over), view.offset(multipliers), margin, objective)
 
 
 @dataclass(eq=False)
 class Prices:
     """The search for the multipliers with the lowest bound."""
 
-    plan: Plan
+    order: Order
     offer: Callable[[np.ndarray], object]  # takes a choice that may be feasible
     over: Callable[[], bool]
     enough: Callable[[float], bool] = lambda bound: False  # asked after each sweep whether its bound will do
@@ -56,11 +56,12 @@ class Prices:
 
     @property
     def view(self) -> View:
-        return self.plan.view
+        """What is priced."""
+        return self.order.view
 
     def evaluate(self, multipliers: np.ndarray) -> Priced:
         """Price, offer the maximiser, and keep its cut."""
-        found = priced(self.plan, multipliers, over=self.over)
+        found = priced(self.order, multipliers, over=self.over)
         self.sweeps += 1
         choice = found.sweep.maximiser()
         self.cut(choice)
@@ -93,7 +94,7 @@ class Prices:
                 continue
             try:
                 found = self.evaluate(multipliers)
-            except Interrupted:
+            except CutShort:
                 break  # what is known by now is a bound
             if found.bound < centre.bound - 0.1 * (centre.bound - value):
                 if not inside:

@@ -15,8 +15,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from .exact import RankOne, array, common_divisor, denominator, integers
-from .model import Choice, Model, Row, Term
+from ...exact import RankOne, array, common_divisor, denominator, integers
+from ...model import Choice, Model, Row, Term
 
 MOST_SUMS = 3000  # levels of a running sum
 MOST_SPREAD = 1 << 20  # between the least and the largest sum
@@ -165,6 +165,7 @@ class _Builder:
         self.gone: set[TermKey] = set()
 
     def build(self, families: list[list[Reader]]) -> Extended:
+        """A sum for each reader, on top of those before it in its family."""
         for family in families:
             order: list[Part] = []
             for reader in family:

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from fractions import Fraction
 from typing import Any
@@ -22,12 +21,11 @@ from typing import Any
 import numpy as np
 from ortools.math_opt.python import mathopt
 
+from ..certificate import Answer, Certificate, Request, settled
+from ..compact import Compact, compact
+from ..integral import IntegerRow, integral
+from ..thread import in_thread
 from . import cpsat
-from .compact import Compact, compact
-from .engine import Answer, Request, settled
-from .exact import Number
-from .integral import IntegerRow, integral
-from .model import Clock
 
 PAIR_CELLS = 4096  # a pair table up to this size is spelled out
 TOTAL_CELLS = 30_000
@@ -46,33 +44,27 @@ _stdout = threading.Lock()
 def solve(request: Request) -> Answer:
     """Solve a model with HiGHS; CP-SAT takes what is too large for it, or too fine."""
     answer = alone(request)
-    if answer.finished or request.clock.over or (request.feasibility and answer.choice is not None):
+    certificate = Certificate(request, answer=answer)
+    if answer.finished or request.clock.over or certificate.enough:
         return answer
     hint = request.hint if answer.choice is None else answer.choice
-    rest = cpsat.solve(replace(request, hint=hint))
-    rest.engine = "highs + cp-sat"
-    if answer.choice is not None:
-        rest.offer(request, answer.choice)
-    if answer.bound is not None and not rest.infeasible:
-        rest.limit(answer.bound)
-    return rest
+    return certificate.close(cpsat.solve(certificate.rest(request.model, hint=hint)))
 
 
 def alone(request: Request) -> Answer:
     """What HiGHS makes of a model without help; not finished where it is too large, or tolerances leave it open."""
+    request.on_engine("highs")
     reduced = compact(request.model)
     answer = settled(reduced)
     if answer is not None:
         return answer
-    sizes = [len(domain) for domain in reduced.model.domains]
-    rows = [integral(row, sizes, PAIR_CELLS) for row in (reduced.model.objective, *reduced.model.rows)]
+    rows = [integral(row, PAIR_CELLS) for row in (reduced.model.objective, *reduced.model.rows)]
     run = _Run(request, reduced, rows[0])
-    if request.hint is not None:
-        run.answer.offer(request, request.hint)
+    run.certificate.offer_hint()
     keys = {key: table.size for row in rows for key, table in row.tables.items() if len(key[0]) == 2}
     fits = max(keys.values(), default=0) <= PAIR_CELLS and sum(keys.values()) <= TOTAL_CELLS
     if not fits or any(row.products for row in rows):
-        return run.answer
+        return run.certificate.answer
     for row in rows[1:]:
         run.add_row(row)
     return run.solve()
@@ -83,7 +75,7 @@ class _Run:
 
     def __init__(self, request: Request, reduced: Compact, objective: IntegerRow) -> None:
         self.request, self.reduced, self.objective = request, reduced, objective
-        self.answer = Answer()
+        self.certificate = Certificate(request)
         self.model = mathopt.Model()
         self.levels = [self._one_hot(len(domain)) for domain in reduced.model.domains]
         self.cells: dict[tuple[tuple[int, ...], int | None], list[Any]] = {}
@@ -155,8 +147,10 @@ class _Run:
     # -- solving -----------------------------------------------------------------------------------------------------
 
     def solve(self) -> Answer:
+        """Solve, cut off what was found, and solve again until nothing better can be left."""
+        certificate, answer = self.certificate, self.certificate.answer
         if self.impossible:
-            return self._complete()
+            return certificate.complete()
         for _ in range(CUTS):
             if self.request.clock.over:
                 break
@@ -165,21 +159,15 @@ class _Run:
                 break
             reason = result.termination.reason
             if reason in NOTHING:
-                return self._complete()
+                return certificate.complete()
             optimal = reason == mathopt.TerminationReason.OPTIMAL
             if optimal or reason == mathopt.TerminationReason.FEASIBLE:
                 self._take(result)
-            self._limit(result)
-            value = self.answer.value
-            if self.request.feasibility and value is not None:
-                self.answer.bound, self.answer.finished = None, True
-                return self.answer
-            if self.request.close_enough(value, self.answer.bound):
-                self.answer.finished = True
-                return self.answer
-            if not optimal:
+            self._bound(result)
+            answer.finished = certificate.enough or certificate.proven
+            if answer.finished or not optimal:
                 break
-        return self.answer
+        return answer
 
     def _once(self) -> Any:
         seconds = timedelta(seconds=min(max(0.001, self.request.clock.left), LONGEST))
@@ -188,62 +176,29 @@ class _Run:
             relative_gap_tolerance=float(self.request.gap) * 0.5, absolute_gap_tolerance=0.0,
         )  # fmt: skip
         with kept_quiet():
-            return _beside(
-                lambda: mathopt.solve(self.model, mathopt.SolverType.HIGHS, params=parameters), self.request
-            )
+            return in_thread(lambda: self._tried(parameters), self.request, patience=self.request.clock.left + GRACE)
+
+    def _tried(self, parameters: mathopt.SolveParameters) -> Any:
+        """HiGHS's result; None where it failed."""
+        # MathOpt's errors may come as an AttributeError: its own handler asks a status for a field it does not have
+        with contextlib.suppress(Exception):
+            return mathopt.solve(self.model, mathopt.SolverType.HIGHS, params=parameters)
 
     def _take(self, result: Any) -> None:
         """Offer the choice found, and cut it off."""
         values = result.variable_values()
         choice = [int(np.argmax([values[x] for x in literals])) for literals in self.levels]
-        self.answer.offer(self.request, self.reduced.decode(choice))
+        self.certificate.offer(self.reduced.decode(choice))
         chosen = [literals[k] for literals, k in zip(self.levels, choice, strict=True)]
         self.model.add_linear_constraint(mathopt.fast_sum(chosen) <= len(chosen) - 1)
 
-    def _limit(self, result: Any) -> None:
+    def _bound(self, result: Any) -> None:
         """HiGHS bounds what it was asked; what was cut off before is worth no more than the incumbent."""
         bound = float(result.termination.objective_bounds.dual_bound)
         if self.request.feasibility or not np.isfinite(bound):
             return
         inside = Fraction(bound + self.margin) / self.factor
-        found: Number = self.objective.outside(inside.numerator // inside.denominator)
-        if self.answer.value is not None:
-            found = max(found, self.answer.value)
-        self.answer.limit(found)
-        self.request.on_bound(found)
-
-    def _complete(self) -> Answer:
-        """Nothing is left beyond the choices cut off."""
-        self.answer.finished = True
-        self.answer.infeasible = self.answer.value is None
-        if self.answer.value is not None and not self.request.feasibility:
-            self.answer.limit(self.answer.value)
-        return self.answer
-
-
-def _beside(work: Any, request: Request) -> Any:
-    """Run a solve in a second thread; None where it failed, was asked to stop, or ran past its time.
-
-    HiGHS cannot be asked to stop, and looks at its own time limit now and then only: its thread is left behind.
-    """
-    result: list[Any] = []
-    done = threading.Event()
-
-    def run() -> None:
-        # MathOpt's errors may come as an AttributeError: its own handler asks a status for a field it does not have
-        with contextlib.suppress(Exception):
-            result.append(work())
-        done.set()
-
-    threading.Thread(target=run, daemon=True).start()
-    patience = Clock(request.clock.left + GRACE)
-    while not done.is_set() and not request.clock.stopped and not patience.over:
-        try:
-            if not done.wait(0.05):
-                request.tick()
-        except KeyboardInterrupt:
-            request.clock.interrupt()
-    return result[0] if result else None
+        self.certificate.bound(self.objective.outside(inside.numerator // inside.denominator))
 
 
 @contextlib.contextmanager

@@ -7,27 +7,27 @@ the search came through complete, stop: the incumbent is optimal. What remains u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import floor, prod
+from math import prod
 
 import numpy as np
 
-from . import beam, cpsat, enumeration
+from ...certificate import Answer, Certificate, Request, settled
+from ...clock import CutShort
+from ...compact import Compact, compact
+from ...elimination import HEAVY
+from ...integral import integral
+from ...model import Choice, Model, Row, Term
+from ...multipliers import Priced, Prices, priced
+from ...order import Order, order_of
+from ...view import Coordinate, TooExtreme, View, view
+from .. import cpsat, enumeration
+from . import beam
 from .aggregate import Extended, extend
-from .compact import Compact, compact
-from .elimination import HEAVY, plan
-from .engine import Answer, Request, settled
-from .exact import Number, RankOne, simplify
-from .integral import integral
-from .model import Choice, Model, Row, Term
-from .plan import Plan
-from .price import Priced, Prices, priced
-from .tables import Interrupted
-from .view import Coordinate, TooExtreme, View, view
 
-WIDTHS = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
+KEPT = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
 ROUNDS = 60  # of the multipliers, at most
 HEAVY_ROUNDS = 4  # where a sweep is long and good prices are known
 COARSE_GAP = Fraction(1, 5000)
@@ -47,44 +47,45 @@ def solve(request: Request) -> Answer:
 
 @dataclass
 class _Search:
+    """All rounds: the model worked on, and what is known from one round to the next."""
+
     request: Request
-    answer: Answer = field(default_factory=Answer)
+    certificate: Certificate = field(init=False)
     multipliers: dict[Key, float] = field(default_factory=dict)  # in the user's units
-    removed: Number | None = None  # no choice dropped so far is worth more
-    extended: Extended | None = None  # with running sums, on top of the reduced model
-    reduced: Compact | None = None
+    encode: Callable[[Choice], Choice | None] = lambda choice: choice  # to the model worked on
     is_coarse: bool = False
-    unit: Fraction = field(init=False)
     base: Model = field(init=False)
-    tried: int = 0  # widths tried since the model last shrank
+    tried: int = 0  # beams tried since the model last shrank
+
+    def __post_init__(self) -> None:
+        self.certificate = Certificate(self.request, self.request.model.objective)
 
     def run(self) -> Answer:
-        self.unit = self._unit()
-        if self.request.hint is not None:
-            self.answer.offer(self.request, self.request.hint)
+        """Round after round on what is left."""
+        self.certificate.offer_hint()
         try:
             self.base = self._base()
             return self._rounds(self.base)
-        except Interrupted:
-            return self.answer
+        except CutShort:
+            return self.certificate.answer
 
     def _rounds(self, model: Model) -> Answer:
+        certificate = self.certificate
         while True:
-            if self.enough:
-                return self.answer
+            if certificate.enough:
+                return certificate.answer
             reduced = compact(model)
             done = settled(reduced)
             if done is None and enumeration.fits(reduced.model.combinations):
-                done = enumeration.solve(replace(self.request, model=model))
+                done = enumeration.solve(certificate.rest(model))
             if done is not None:
-                return self.close(done)
+                return certificate.close(done)
             try:
                 smaller = _Round(self, reduced).run()
             except TooExtreme:
-                self.answer.engine = "cp-sat"
-                return self.close(cpsat.solve(replace(self.request, model=model, hint=self.hint)))
+                return certificate.close(cpsat.solve(certificate.rest(model, hint=self.hint)))
             if smaller is None:
-                return self.answer
+                return certificate.answer
             model = smaller
 
     def _base(self) -> Model:
@@ -92,130 +93,58 @@ class _Search:
         reduced = compact(self.request.model)
         if settled(reduced) is not None or enumeration.fits(reduced.model.combinations):
             return self.request.model
-        found = _planned(reduced.model)
-        if found is not None and not found.exact:
+        found, model = _ordered(reduced.model), self.request.model
+        if found is None:
+            return model
+        self.request.on_engine("price")
+        if not found.exact:
             extended = extend(reduced.model)
-            better = None if extended is None else _planned(compact(extended.model).model)
-            if better is not None and better.exact and not _loose_sums(better):
-                self.extended, self.reduced, found = extended, reduced, better
-        if found is not None and found.work > 10 * HEAVY and not self.is_coarse:
+            better = None if extended is None else _ordered(compact(extended.model).model)
+            if extended is not None and better is not None and better.exact and not _loose_sums(better):
+                found, model = better, extended.model
+                self._work_on(extended, reduced)
+        if found.work > 10 * HEAVY and not self.is_coarse:
             self._coarse()
-        return self.request.model if self.extended is None else self.extended.model
+        return model
+
+    def _work_on(self, extended: Extended, reduced: Compact) -> None:
+        """Go on with running sums, on top of the reduced model."""
+
+        def encode(choice: Choice) -> Choice | None:
+            inside = reduced.encode(choice)
+            return None if inside is None else extended.encode(inside)
+
+        self.encode = encode
+        self.certificate.decode = lambda choice: reduced.decode(extended.decode(choice))
 
     def _coarse(self) -> None:
         """Where a sweep is long, solve the model on every few levels first: for prices and a choice."""
         domains = list(self.request.model.domains)
         for stride in (4, 8, 16, 32, 64):
             coarse_model = self.request.model.restricted([_every(domain, stride) for domain in domains])
-            found = _planned(compact(coarse_model).model)
+            found = _ordered(compact(coarse_model).model)
             if found is None or found.work <= HEAVY or (not found.exact and stride >= 8):
                 break  # where no separators are small, running sums will have to do
         coarse = _Search(replace(
             self.request, model=coarse_model, gap=max(self.request.gap, COARSE_GAP), on_bound=lambda bound: None,
-            hint=None, clock=self.request.clock.part(0.3 * self.request.clock.left),
+            on_engine=lambda name: None, hint=None, clock=self.request.clock.part(0.3 * self.request.clock.left),
         ), is_coarse=True)  # fmt: skip
-        coarse.run()
-        if coarse.answer.choice is not None:
-            self.offer(coarse.answer.choice)
+        choice = coarse.run().choice
+        if choice is not None:
+            self.certificate.offer(choice)
         self.multipliers = coarse.multipliers
-
-    def offer(self, choice: Sequence[int]) -> bool:
-        """Take a choice of the model worked on."""
-        if self.extended is not None and self.reduced is not None:
-            choice = self.reduced.decode(self.extended.decode(choice))
-        return self.answer.offer(self.request, choice)
 
     @property
     def hint(self) -> Choice | None:
         """The incumbent as a choice of the model worked on."""
-        choice = self.answer.choice
-        if choice is None or self.extended is None or self.reduced is None:
-            return choice
-        inside = self.reduced.encode(choice)
-        return None if inside is None else self.extended.encode(inside)
-
-    # -- the certificate ---------------------------------------------------------------------------------------------
-
-    @property
-    def threshold(self) -> Number | None:
-        """Only choices worth more than this are still of interest."""
-        if self.answer.value is None:
-            return None
-        if not self.request.gap:
-            return self.answer.value
-        return simplify(self.answer.value + Fraction(self.request.gap) * abs(Fraction(self.answer.value)))
-
-    @property
-    def pruning(self) -> Number | None:
-        """Below this nothing is worth more than the threshold: an objective in whole units cannot lie in between."""
-        threshold, value = self.threshold, self.answer.value
-        if threshold is None or value is None:
-            return None
-        return max(threshold, value + self.unit * Fraction(999, 1000))
-
-    def _unit(self) -> Fraction:
-        """All values of the objective differ by multiples of this; 0 where that would be too fine to be of use."""
-        objective = self.request.model.objective
-        tables = [t.table for t in objective.terms]
-        vectors = [v for t in tables for v in ((t.first, t.second) if isinstance(t, RankOne) else (t,))]
-        if not vectors or any(vector.dtype.kind != "i" for vector in vectors):
-            return Fraction(0)
-        return integral(objective, [len(domain) for domain in self.request.model.domains]).scale
-
-    def drop(self) -> None:
-        """Note that choices worth no more than the threshold are about to be dropped."""
-        threshold = self.threshold
-        if threshold is not None and (self.removed is None or threshold > self.removed):
-            self.removed = threshold
-
-    def limit(self, bound: Number) -> None:
-        """A bound on what is left bounds everything, together with what was dropped."""
-        if self.unit:
-            constant = self.request.model.objective.constant
-            bound = constant + self.unit * floor((bound - constant) / self.unit)
-        bounds = [b for b in (bound, self.removed, self.answer.value) if b is not None]
-        self.answer.limit(max(bounds))
-        self.request.on_bound(self.answer.bound if self.answer.bound is not None else bound)
-
-    @property
-    def enough(self) -> bool:
-        """Whether any feasible choice was asked for, and there is one."""
-        return self.request.feasibility and self.answer.choice is not None
-
-    def over(self) -> bool:
-        """Whether to stop, for lack of time or of anything left to do."""
-        self.request.tick()
-        return self.enough or self.request.clock.over
-
-    @property
-    def proven(self) -> bool:
-        return self.request.close_enough(self.answer.value, self.answer.bound)
-
-    def close(self, done: Answer) -> Answer:
-        """Take over an exact answer on what was left."""
-        if done.choice is not None:
-            self.offer(done.choice)
-        if done.infeasible:
-            return self.complete()
-        if done.bound is not None:
-            self.limit(done.bound)
-        self.answer.finished = done.finished
-        return self.answer
-
-    def complete(self) -> Answer:
-        """Nothing of interest is left beyond the incumbent."""
-        self.answer.finished = True
-        if self.answer.value is None:
-            self.answer.infeasible = True
-        else:
-            self.limit(self.answer.value)
-        return self.answer
+        choice = self.certificate.answer.choice
+        return None if choice is None else self.encode(choice)
 
 
-def _planned(model: Model) -> Plan | None:
-    """The plan for a model; None where floats cannot hold it."""
+def _ordered(model: Model) -> Order | None:
+    """The order of elimination for a model; None where floats cannot hold it."""
     try:
-        return plan(view(model))
+        return order_of(view(model))
     except TooExtreme:
         return None
 
@@ -233,7 +162,7 @@ def _every(domain: np.ndarray, stride: int) -> np.ndarray:
     return np.union1d(domain[::-1][::stride], domain[:1]) if len(domain) < 4 * stride else domain[::-1][::stride][::-1]
 
 
-def _loose_sums(found: Plan) -> bool:
+def _loose_sums(found: Order) -> bool:
     """Whether some sum and its parts are too large for a table, and would only be priced."""
     return any(coordinate.free for coordinate in found.view.coordinates)
 
@@ -242,10 +171,11 @@ class _Round:
     """One round on what is left of the model."""
 
     def __init__(self, search: _Search, reduced: Compact) -> None:
-        self.search, self.reduced, self.request = search, reduced, search.request
+        self.search, self.reduced = search, reduced
+        self.request, self.certificate = search.request, search.certificate
         self.model = reduced.model.with_rows(*idle_rows(reduced.model))
         self.view: View = view(self.model)
-        self.plan: Plan = plan(self.view)
+        self.order: Order = order_of(self.view)
 
     def run(self) -> Model | None:
         """The smaller model to go on with; None when the answer stands."""
@@ -255,13 +185,13 @@ class _Round:
         while True:
             domains = self._removed(best)
             if domains is None:
-                self.search.complete()
+                self.certificate.complete()
                 return None
             before, after = sum(self.view.sizes), sum(len(domain) for domain in domains)
             if after < 0.8 * before and after < before - 8:
                 self.search.tried = 0
                 return self._smaller(domains)
-            if self._search(best) or self.search.proven or self.search.over():
+            if self._search(best) or self.certificate.proven or self.certificate.over():
                 return None
             if self.search.tried >= self._tries():
                 self._finish(domains, FINISH_CELLS, None)
@@ -276,103 +206,75 @@ class _Round:
         return not self.view.ranks and all(len(dense.scope) <= 1 for dense in self.view.dense)
 
     def _tries(self) -> int:
-        """How many widths to try before CP-SAT gets its turn."""
-        if self.plan.work > 10 * HEAVY:
+        """How many beams to try before CP-SAT gets its turn."""
+        if self.order.work > 10 * HEAVY:
             return 1
-        return 2 if self.search.answer.choice is None else len(WIDTHS)
+        return 2 if self.certificate.answer.choice is None else len(KEPT)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _price(self) -> Priced | None:
         """Minimise the bound; None where that settles the matter."""
-        heavy = self.plan.work > 10 * HEAVY
-        prices = Prices(self.plan, self._offer, self.search.over, self._bounded if heavy else lambda bound: False)
+        heavy = self.order.work > 10 * HEAVY
+        prices = Prices(self.order, self._offer, self.certificate.over, self._bounded if heavy else lambda bound: False)
         start = np.array([
             self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates
         ])  # fmt: skip
-        floor = -float(self.view.magnitude[0]) * (1 + 1e-9)  # no choice is worth less
         known = bool(self.search.multipliers) and heavy
-        best = prices.minimise(start, HEAVY_ROUNDS if known else ROUNDS, 1e-8, floor)
-        if self.search.enough:
+        best = prices.minimise(start, HEAVY_ROUNDS if known else ROUNDS, 1e-8, self.view.lowest)
+        if self.certificate.enough:
             return None
-        if best.bound < floor:  # nothing is left that keeps the limits
-            self.search.complete()
+        if best.bound < self.view.lowest:  # nothing is left that keeps the limits
+            self.certificate.complete()
             return None
-        self.search.limit(self.view.outside(best.bound))
+        self.certificate.bound(self.view.outside(best.bound))
         for c, multiplier in zip(self.view.coordinates, best.multipliers, strict=True):
             self.search.multipliers[c.source, c.sign] = float(multiplier) * c.unit
-        if self.search.proven or self.search.over():
-            self.search.answer.finished = self.search.proven
+        if self.certificate.proven or self.certificate.over():
+            self.certificate.answer.finished = self.certificate.proven
             return None
         return best
 
     def _bounded(self, bound: float) -> bool:
         """Take a bound that took long; whether it will do."""
         if bound >= -float(self.view.magnitude[0]):  # lower ones are a matter of infeasibility
-            self.search.limit(self.view.outside(bound))
-        return self.search.proven
+            self.certificate.bound(self.view.outside(bound))
+        return self.certificate.proven
 
     def _offer(self, choice: np.ndarray) -> bool:
-        return self.search.offer(self.reduced.decode([int(k) for k in choice]))
-
-    def _threshold(self) -> float:
-        """The threshold in the view's unit, rounded down."""
-        threshold = self.search.pruning
-        if threshold is None:
-            return -np.inf
-        found = self.view.inside(threshold)
-        return found - abs(found) * 2.0**-50 - 1e-300
+        return self.certificate.take(self.reduced.decode(choice))
 
     def _removed(self, best: Priced) -> list[np.ndarray] | None:
         """The levels whose forced bound is above the threshold; None if some variable has none left."""
-        threshold = self._threshold()
+        threshold = self.view.threshold(self.certificate.cutoff())
         if threshold == -np.inf:
             return [np.arange(size) for size in self.view.sizes]
-        self.search.drop()
         domains = []
-        for marginal in best.sweep.max_marginals(self.search.over):
+        for marginal in best.sweep.max_marginals(self.certificate.over):
             left = np.flatnonzero(marginal + best.offset + 2 * best.margin >= threshold)
             if not len(left):
                 return None
             domains.append(left)
         return domains
 
-    def _smaller(self, domains: list[np.ndarray]) -> Model:
-        full = list(self.reduced.domains)
-        for variable, left in zip(self.reduced.kept, domains, strict=True):
-            full[variable] = full[variable][left]
-        return self.search.base.restricted(full)
-
     def _search(self, best: Priced) -> bool:
         """Search along the bound, wider than the last time; True if it settled the matter."""
-        width = WIDTHS[self.search.tried]
+        most = KEPT[self.search.tried]
         self.search.tried += 1
         guides, compare = self._guides(best)
-        self.search.drop()
-        found = beam.search(guides, self._threshold(), width, self.search.over, compare)
-        self._offer_best(found.choices)
+        threshold = self.view.threshold(self.certificate.cutoff())
+        found = beam.search(guides, threshold, most, self.certificate.over, compare)
+        self.view.offer_best(found.choices, self._offer, self.certificate.incumbent)
         if found.dropped == -np.inf:
-            self.search.complete()
+            self.certificate.complete()
             return True
-        self.search.limit(self.view.outside(found.dropped))
+        self.certificate.bound(self.view.outside(found.dropped))
         return False
-
-    def _offer_best(self, choices: np.ndarray) -> None:
-        """Exact checks of complete choices, best first, until none left can be better."""
-        if not len(choices):
-            return
-        values = self.view.totals(choices)[:, 0]
-        margin = float(self.view.magnitude[0]) * 2.0**-52 * (self.view.terms + 4) * 2
-        for i in np.argsort(-values, kind="stable"):
-            value = self.search.answer.value
-            if value is not None and values[i] + margin <= self.view.inside(value):
-                break
-            self._offer(choices[i])
 
     def _guides(self, best: Priced) -> tuple[list[Priced], beam.Compare | None]:
         """The bound itself, each limit alone and the bare objective, and the bound at nearby prices."""
         coordinates = self.view.coordinates
-        room = int(GUIDE_CELLS / max(1.0, self.plan.stored)) - 1
+        room = int(GUIDE_CELLS / max(1.0, self.order.stored)) - 1
         guided = range(len(coordinates))
         signed = [(d, sign) for d in guided for sign in ((1.0, -1.0) if coordinates[d].free else (1.0,))]
         compared = bool(coordinates) and len(signed) + 1 <= min(room, MOST_GUIDED + 1)
@@ -403,15 +305,15 @@ class _Round:
         return beam.Compare(len(guides) - 1, alone, both, np.array(margins))
 
     def _priced(self, multipliers: np.ndarray, objective: float = 1.0) -> Priced:
-        return priced(self.plan, multipliers, objective, self.search.over)
+        return priced(self.order, multipliers, objective, self.certificate.over)
 
     def _rounding(self, row: int, guide: Priced) -> float:
         """How far apart equal sums of a row may come out in floats: 0 where every partial sum is exact."""
         source = self._row_of(row)
-        found = integral(source, self.view.sizes)
+        found = integral(source)
         unit = found.scale
         exact = unit.denominator & (unit.denominator - 1) == 0 and found.peak * unit.numerator < 1 << 50
-        return 0.0 if exact and self.plan.exact else 4 * guide.margin
+        return 0.0 if exact and self.order.exact else 4 * guide.margin
 
     def _row_of(self, row: int) -> Row:
         if row == 0:
@@ -426,10 +328,12 @@ class _Round:
         model = self._smaller(domains)
         if _cells(compact(model).model) > most or self.request.clock.left < 0.2:
             return False
-        done = cpsat.solve(replace(self.request, model=model, hint=self.search.hint, effort=effort))
-        self.search.answer.engine = "price + cp-sat"
-        self.search.close(done)
+        done = cpsat.solve(self.certificate.rest(model, hint=self.search.hint, effort=effort))
+        self.certificate.close(done)
         return done.finished
+
+    def _smaller(self, domains: list[np.ndarray]) -> Model:
+        return self.search.base.restricted(self.reduced.decode_domains(domains))
 
 
 def idle_rows(model: Model) -> list[Row]:

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .plan import Plan
+from ...order import Order
 
 NEIGHBOURS = 48  # with several limits, how many better ones each partial choice is compared with
 
 
-def live_variables(plan: Plan) -> list[tuple[int, ...]]:
+def live_variables(order: Order) -> list[tuple[int, ...]]:
     """For each step in the order of assignment: the assigned variables that later steps still look at."""
-    steps = list(reversed(plan.steps))
+    steps = list(reversed(order.steps))
     later: list[set[int]] = [set() for _ in steps]
     seen: set[int] = set()
     for at in range(len(steps) - 1, -1, -1):
         later[at] = set(seen)
         for bucket in steps[at][1]:
-            seen |= set(plan.buckets[bucket].separator)
+            seen |= set(order.buckets[bucket].separator)
     assigned: set[int] = set()
     found = []
     for (variable, _), wanted in zip(steps, later, strict=True):

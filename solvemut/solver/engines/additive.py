@@ -10,23 +10,21 @@ none was dropped for lack of room, the incumbent is optimal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from math import floor
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import search
-from .compact import Compact, compact
-from .elimination import Interrupted, plan
-from .engine import Answer, Request, settled
-from .exact import Number, RankOne, simplify
-from .integral import integral
-from .model import Model
-from .price import Prices
-from .view import FORBIDDEN, TooExtreme, View, view
+from ..certificate import Answer, Certificate, Request, settled
+from ..clock import CutShort
+from ..compact import Compact, compact
+from ..exact import RankOne
+from ..model import Model
+from ..multipliers import Prices
+from ..order import order_of
+from ..view import FORBIDDEN, TooExtreme, View, view
+from . import price
 
-WIDTHS = ((100, 20), (2_000, 60), (100_000, 100))  # partial choices kept, price vectors
+KEPT = ((100, 20), (2_000, 60), (100_000, 100))  # partial choices kept, price vectors
 SPREADS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the price vectors around the best one, relative
 MOST_LIMITS = 24
 FIRST = 20  # of the price vectors, looked at before the others
@@ -51,9 +49,8 @@ def solve(request: Request) -> Answer:
     except TooExtreme:
         seen = None
     if seen is None or len(seen.coordinates) > MOST_LIMITS or any(len(scope) > 1 for scope, _ in seen.hard):
-        answer = search.solve(request)
-        answer.engine = answer.engine or "price"
-        return answer
+        return price.solve(request)
+    request.on_engine("additive")
     return _Run(request, reduced, seen).solve()
 
 
@@ -67,14 +64,15 @@ class _Bank:
 
 @dataclass(eq=False)
 class _Run:
+    """One knapsack: its levels left, what each is worth and spends."""
+
     request: Request
     reduced: Compact
     view: View
-    answer: Answer = field(default_factory=Answer)
-    removed: Number | None = None  # no choice dropped so far is worth more
+    certificate: Certificate = field(init=False)
 
     def __post_init__(self) -> None:
-        model = self.reduced.model
+        self.certificate = Certificate(self.request, self.reduced.model.objective)
         self.tables = [np.zeros((size, len(self.view.magnitude))) for size in self.view.sizes]
         self.constants = np.zeros(len(self.view.magnitude))
         for dense in self.view.dense:
@@ -86,8 +84,6 @@ class _Run:
             allowed = np.flatnonzero(table > FORBIDDEN / 2) if scope else np.arange(0)
             if scope:
                 self.left[scope[0]] = np.intersect1d(self.left[scope[0]], allowed)
-        integer = all(isinstance(t.table, np.ndarray) and t.table.dtype.kind == "i" for t in model.objective.terms)
-        self.unit = integral(model.objective, self.view.sizes).scale if integer and model.objective.terms else 0
         sides = [(c.row, c.sign, c.limit) for c in self.view.coordinates]
         sides += [(c.row, -c.sign, -c.limit) for c in self.view.coordinates if c.free]
         rows = np.array([row for row, _, _ in sides], dtype=np.int64)
@@ -97,78 +93,47 @@ class _Run:
         self.limits = limits + (self.view.magnitude[rows] + np.abs(limits)) * rounding - self.constants[rows] * signs
         self.spent = [table[:, rows] * signs for table in self.tables]  # per class: [levels, sides]
 
-    # -- the certificate ---------------------------------------------------------------------------------------------
-
-    def threshold(self) -> float:
-        """In the view's unit, rounded down: only choices worth more than incumbent and gap are of interest."""
-        value = self.answer.value
-        if value is None:
-            return -np.inf
-        enough = simplify(value + Fraction(self.request.gap) * abs(Fraction(value)))
-        if self.removed is None or enough > self.removed:
-            self.removed = enough
-        found = self.view.inside(max(enough, value + self.unit * Fraction(999, 1000)))
-        return found - abs(found) * 2.0**-50 - 1e-300
-
-    def limit(self, bound: Number) -> None:
-        """A bound on what is left bounds everything, together with what was dropped."""
-        if self.unit:
-            constant = self.reduced.model.objective.constant
-            bound = constant + self.unit * floor((bound - constant) / self.unit)
-        self.answer.limit(max(b for b in (bound, self.removed, self.answer.value) if b is not None))
-        assert self.answer.bound is not None
-        self.request.on_bound(self.answer.bound)
-
-    def complete(self) -> Answer:
-        """Nothing of interest is left beyond the incumbent."""
-        self.answer.finished = True
-        self.answer.infeasible = self.answer.value is None
-        if self.answer.value is not None:
-            self.limit(self.answer.value)
-        return self.answer
-
-    def over(self) -> bool:
-        """Whether to stop, for lack of time or because any feasible choice would do."""
-        self.request.tick()
-        return self.request.clock.over or (self.request.feasibility and self.answer.choice is not None)
-
-    def offer(self, choice: np.ndarray) -> None:
-        self.answer.offer(self.request, self.reduced.decode([int(k) for k in choice]))
-
     # -- the search --------------------------------------------------------------------------------------------------
 
     def solve(self) -> Answer:
-        if self.request.hint is not None:
-            self.answer.offer(self.request, self.request.hint)
+        """Price, then search wider and wider; what remains undecided goes to the pricing engine."""
+        certificate, answer = self.certificate, self.certificate.answer
+        certificate.offer_hint()
         try:
             best = self._priced()
-        except Interrupted:
-            return self.answer
+        except CutShort:
+            return answer
         if best is None:
-            return self.complete()
-        for width, vectors in WIDTHS:
-            if self.over():
-                return self.answer
+            return certificate.complete()
+        for most, vectors in KEPT:
+            if certificate.over():
+                return answer
             bank = self._bank(best, vectors)
             if not self._remove(bank):
-                return self.complete()
-            dropped = self._beam(bank, width)
+                return certificate.complete()
+            dropped = self._beam(bank, most)
             if dropped == -np.inf:
-                return self.complete()
-            self.limit(self.view.outside(dropped))
-            if self.request.close_enough(self.answer.value, self.answer.bound):
-                self.answer.finished = True
-                return self.answer
+                return certificate.complete()
+            certificate.bound(self.view.outside(dropped))
+            if certificate.proven:
+                answer.finished = True
+                return answer
         return self._rest()
+
+    def _offer(self, choice: np.ndarray) -> None:
+        self.certificate.offer(self.reduced.decode(choice))
+
+    def _threshold(self) -> float:
+        """In the view's unit, rounded down: only choices worth more are of interest."""
+        return self.view.threshold(self.certificate.cutoff())
 
     def _priced(self) -> np.ndarray | None:
         """The best multipliers; None where nothing keeps the limits."""
-        prices = Prices(plan(self.view), self.offer, self.over)
-        lowest = -float(self.view.magnitude[0]) * (1 + 1e-9)  # no choice is worth less
-        best = prices.minimise(np.zeros(len(self.view.coordinates)), ROUNDS, 1e-8, lowest)
-        if best.bound < lowest:
+        prices = Prices(order_of(self.view), self._offer, self.certificate.over)
+        best = prices.minimise(np.zeros(len(self.view.coordinates)), ROUNDS, 1e-8, self.view.lowest)
+        if best.bound < self.view.lowest:
             return None
-        self.limit(self.view.outside(best.bound))
+        self.certificate.bound(self.view.outside(best.bound))
         return best.multipliers
 
     def _bank(self, best: np.ndarray, count: int) -> _Bank:
@@ -190,22 +155,22 @@ class _Run:
 
     def _remove(self, bank: _Bank) -> bool:
         """Drop the levels whose forced bound is below the threshold at some price; False if a class has none left."""
-        threshold = self.threshold()
+        threshold = self._threshold()
         for g, loss in enumerate(bank.losses):
             left = self.left[g]
             self.left[g] = left[(bank.start + loss[left] >= threshold).all(axis=1)]
         return all(len(left) > 0 for left in self.left)
 
-    def _beam(self, bank: _Bank, width: int) -> float:
+    def _beam(self, bank: _Bank, most: int) -> float:
         """Extend partial choices class by class; the highest bound among those dropped for lack of room."""
         spans = [float(np.ptp(self.spent[g][left], axis=0).max(initial=0.0)) for g, left in enumerate(self.left)]
         order = np.argsort([-span for span in spans], kind="stable")
-        threshold, dropped = self.threshold(), -np.inf
+        threshold, dropped = self._threshold(), -np.inf
         least = np.sum([self.spent[g][left].min(axis=0) for g, left in enumerate(self.left)], axis=0)
         choices = np.zeros((1, len(order)), dtype=np.int32)
         spent, bounds = np.zeros((1, len(self.limits))), bank.start[None]
         for g in order:
-            if self.over():
+            if self.certificate.over():
                 return max(dropped, float(bounds.min(axis=1).max()))
             left = self.left[g]
             least = least - self.spent[g][left].min(axis=0)
@@ -216,45 +181,24 @@ class _Run:
                 parts.append(_extended(bounds[block], spent[block], bank.losses[g][left], self.spent[g][left],
                                        threshold, room, at))  # fmt: skip
             parents, levels, bounds, spent = (np.concatenate([part[i] for part in parts]) for i in range(4))
-            if len(parents) > width:
+            if len(parents) > most:
                 score = bounds.min(axis=1)
                 ranked = np.argsort(-score, kind="stable")
-                dropped = max(dropped, float(score[ranked[width]]))
-                kept = np.sort(ranked[:width])
+                dropped = max(dropped, float(score[ranked[most]]))
+                kept = np.sort(ranked[:most])
                 parents, levels, bounds, spent = parents[kept], levels[kept], bounds[kept], spent[kept]
             choices = choices[parents]
             choices[:, g] = left[levels]
             if not len(choices):
                 return dropped
-        self._offer_best(choices)
+        self.view.offer_best(choices, self._offer, self.certificate.incumbent)
         return dropped
-
-    def _offer_best(self, choices: np.ndarray) -> None:
-        """Exact checks of complete choices, best first, until none left can be better."""
-        values = self.view.totals(choices)[:, 0]
-        margin = float(self.view.magnitude[0]) * 2.0**-51 * (self.view.terms + 4)
-        for i in np.argsort(-values, kind="stable"):
-            value = self.answer.value
-            if value is not None and values[i] + margin <= self.view.inside(value):
-                break
-            self.offer(choices[i])
 
     def _rest(self) -> Answer:
         """What remains undecided goes to the pricing engine, on the levels left."""
-        self.threshold()
-        full = list(self.reduced.domains)
-        for variable, left in zip(self.reduced.kept, self.left, strict=True):
-            full[variable] = full[variable][left]
-        done = search.solve(replace(self.request, model=self.request.model.restricted(full), hint=self.answer.choice))
-        if done.choice is not None:
-            self.answer.offer(self.request, done.choice)
-        self.answer.engine = "additive + " + (done.engine or "price")
-        if done.infeasible:
-            return self.complete()
-        if done.bound is not None:
-            self.limit(done.bound)
-        self.answer.finished = done.finished
-        return self.answer
+        self.certificate.cutoff()
+        model = self.request.model.restricted(self.reduced.decode_domains(self.left))
+        return self.certificate.close(price.solve(self.certificate.rest(model, hint=self.certificate.answer.choice)))
 
 
 def _extended(

@@ -6,19 +6,19 @@ one row per limb with a carry between them, an objective one solve per limb.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ortools.sat.python import cp_model
 
-from .compact import Compact, compact
-from .engine import Answer, Request, settled
-from .exact import max_abs, outer
-from .integral import IntegerRow, integral
-from .model import Choice
+from ..certificate import Answer, Certificate, Request, settled
+from ..compact import Compact, compact
+from ..exact import max_abs, outer
+from ..integral import IntegerRow, integral
+from ..model import Choice
+from ..thread import in_thread
 
 PAIR_CELLS = 4096  # a pair table up to this size becomes one boolean per cell
 TOTAL_CELLS = 120_000
@@ -32,6 +32,7 @@ Linear = Any  # a CP-SAT linear expression
 
 def solve(request: Request) -> Answer:
     """Solve a model with CP-SAT, exactly."""
+    request.on_engine("cp-sat")
     reduced = compact(request.model)
     answer = settled(reduced)
     return answer if answer is not None else _Run(request, reduced).solve()
@@ -55,7 +56,7 @@ class _Run:
         self.levels = [self._one_hot(size) for size in self.sizes]
         self.cells: dict[tuple[tuple[int, ...], int | None], list[Any]] = {}
         self.cell_count = 0
-        self.answer = Answer()
+        self.certificate = Certificate(request)
         self.floor_best = 0
         self.floor_bound: int | None = None
 
@@ -164,17 +165,18 @@ class _Run:
     # -- solving -----------------------------------------------------------------------------------------------------
 
     def solve(self) -> Answer:
+        """State the rows, and maximise; or find any feasible choice where that will do."""
         model = self.reduced.model
-        rows = [integral(row, self.sizes, PAIR_CELLS) for row in model.rows]
-        for row in rows:
-            self.add_row(row)
+        for row in model.rows:
+            self.add_row(integral(row, PAIR_CELLS))
         self._hint(self.request.hint)
-        objective = integral(model.objective, self.sizes, PAIR_CELLS)
+        objective = integral(model.objective, PAIR_CELLS)
         if self.request.feasibility or not (objective.tables or objective.products):
             status = self._one_solve(None)
-            if self.answer.choice is not None:
-                self.answer.bound = objective.constant if not self.request.feasibility else None
-                self.answer.finished = True
+            if self.certificate.answer.choice is not None:
+                if not self.request.feasibility:
+                    self.certificate.bound(objective.constant)
+                self.certificate.answer.finished = True
             return self._close(status)
         return self._maximise(objective)
 
@@ -191,16 +193,15 @@ class _Run:
             if status in (cp_model.OPTIMAL, cp_model.FEASIBLE, cp_model.UNKNOWN) and self.floor_bound is not None:
                 # flooring loses less than one unit of 2**shift in each summand
                 lost = len(parts) * ((1 << shift) - 1)
-                self.answer.limit(objective.outside(base + (self.floor_bound << shift) + lost))
-            done = self.request.close_enough(self.answer.value, self.answer.bound)
-            if status != cp_model.OPTIMAL or shift == 0 or done:
+                self.certificate.bound(objective.outside(base + (self.floor_bound << shift) + lost))
+            if status != cp_model.OPTIMAL or shift == 0 or self.certificate.proven:
                 return self._close(status)
             # a true optimum's floor sum is within `slack` of the best one: keep to that band, and look closer there
             best, slack = self.floor_best, len(parts)
             band = self.model.new_int_var(-slack, max(0, (self.floor_bound or 0) - best), "")
             self.model.add(expression == band + best)
             self.model.clear_hints()
-            self._hint(self.answer.choice)
+            self._hint(self.certificate.answer.choice)
             self.model.add_hint(band, 0)
             base += best << shift
             coefficients = [c & ((1 << shift) - 1) for c in coefficients] + [np.array([1 << shift], dtype=object)]
@@ -213,7 +214,7 @@ class _Run:
         watcher = _Watcher(self)
         solver = cp_model.CpSolver()
         self._set(solver.parameters)
-        status = in_thread(lambda: solver.solve(self.model, watcher), solver.stop_search, self.request)
+        status = in_thread(lambda: solver.solve(self.model, watcher), self.request, stop=solver.stop_search)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             self.found([solver.value(v) for v in self._literal_list()])
             self.floor_best = round(solver.objective_value) if expression is not None else 0
@@ -252,17 +253,15 @@ class _Run:
         for size in self.sizes:
             choice.append(int(np.argmax(values[start : start + size])))
             start += size
-        self.take(self.reduced.decode(choice))
-
-    def take(self, choice: Choice) -> None:
-        self.answer.offer(self.request, choice)
+        self.certificate.offer(self.reduced.decode(choice))
 
     def _close(self, status: Any) -> Answer:
         if status == cp_model.MODEL_INVALID:
             raise RuntimeError("CP-SAT rejected a model: " + self.model.validate())
-        self.answer.infeasible = status == cp_model.INFEASIBLE and self.answer.choice is None
-        self.answer.finished |= status in (cp_model.OPTIMAL, cp_model.INFEASIBLE)
-        return self.answer
+        answer = self.certificate.answer
+        answer.infeasible = status == cp_model.INFEASIBLE and answer.choice is None
+        answer.finished |= status in (cp_model.OPTIMAL, cp_model.INFEASIBLE)
+        return answer
 
 
 class _Watcher(cp_model.CpSolverSolutionCallback):
@@ -273,43 +272,10 @@ class _Watcher(cp_model.CpSolverSolutionCallback):
         self.run, self.literals = run, run._literal_list()
 
     def on_solution_callback(self) -> None:
+        """Called by CP-SAT, from its own thread."""
         self.run.found([self.boolean_value(v) for v in self.literals])
 
 
 def floor_of(value: float) -> int | None:
     """An integer bound out of a double that stands for an integer; None for an infinity."""
     return int(np.floor(value + 1e-6)) if abs(value) < 2.0**60 else None
-
-
-def in_thread(work: Callable[[], Any], stop: Callable[[], None], request: Request) -> Any:
-    """Run a solve beside the main thread, so that Ctrl-C and callbacks work while it runs.
-
-    It is waited for by an event: a Thread.join that Ctrl-C breaks off takes a running thread for ended (CPython 3.11).
-    """
-    result: list[Any] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            result.append(error)
-        done.set()
-
-    threading.Thread(target=run, daemon=True).start()
-    while not done.is_set():
-        try:
-            _watch(done, stop, request)
-        except KeyboardInterrupt:
-            request.clock.interrupt()
-    if isinstance(result[0], BaseException):
-        raise result[0]
-    return result[0]
-
-
-def _watch(done: threading.Event, stop: Callable[[], None], request: Request) -> None:
-    """Report while a solve runs, and stop it when that is asked for; again and again, as it may not have begun yet."""
-    while not done.wait(0.05):
-        request.tick()
-        if request.clock.stopped:
-            stop()

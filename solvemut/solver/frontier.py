@@ -10,8 +10,9 @@ import numpy as np
 
 from ..errors import TimeLimitError
 from . import driver
+from .clock import Clock
 from .driver import Infeasible, Options
-from .model import Choice, Clock, Row, Term
+from .model import Choice, Row, Term
 from .solution import Solution
 from .statement import Budget, Statement, Sum
 
