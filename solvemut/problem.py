@@ -14,11 +14,12 @@ from .arguments import flag, names, one_of, search_limits, shown, whole
 from .compile import Compiler, TooManySizes
 from .constraints import Budget, Cost, Request, flat, owners
 from .coupling import couple
+from .edits import Selection, SetAttribute
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .interrupts import Heard
 from .listing import listing
-from .plan import AttributeChange, PlanCost, as_lists
+from .plan import PlanCost, as_lists
 from .planfile import runs
 from .program import Progress, Solution
 from .progress import Reporter
@@ -171,7 +172,7 @@ class Problem:
             solution.status, float(solution.objective), float(solution.bound), float(solution.gap), seconds,
             solution.solver,
             {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
-            _indices(resized), _shapes(graph, resized), costs,
+            Selection(_indices(resized)), _shapes(graph, resized), costs,
             tuple(_attribute(a, trace.attributes[a], v) for a, v in resized.attributes.items()),
             (*graph.notes, *compiler.notes),
             trace.root,
@@ -239,9 +240,9 @@ def _values_name(values: Values) -> str:
     return values.name if isinstance(values, Metric) else "given by the caller"
 
 
-def _attribute(size: Size, before: int, after: int) -> AttributeChange:
+def _attribute(size: Size, before: int, after: int) -> SetAttribute:
     module, name, index = size.args
-    return AttributeChange(module, name, index, before, after)
+    return SetAttribute(module, name, index, before, after)
 
 
 def _indices(resized: Resized) -> dict[str, dict[int, Any]]:

@@ -44,7 +44,7 @@ def test_json_round_trip_keeps_everything():
         assert getattr(again, field) == getattr(plan, field), field
     assert str(again) == str(plan)
     data = json.loads(plan.to_json())
-    assert data["version"] == 1 and data["format"] == "solvemut-plan"
+    assert data["version"] == 2 and data["format"] == "solvemut-plan"
 
 
 @pytest.mark.parametrize("text", [
@@ -65,7 +65,7 @@ def test_json_of_a_later_version_and_with_pieces_missing():
     for key in data:
         with pytest.raises(sm.errors.PlanMismatchError):
             sm.Plan.from_json(json.dumps({k: v for k, v in data.items() if k != key}))
-    for key in ("indices", "shapes", "sizes", "costs", "attributes", "certificate"):
+    for key in ("selection", "edits", "units", "shapes", "sizes", "costs", "certificate"):
         for bad in (None, 3, "x", [[1]], {"0.weight": 7}):
             with pytest.raises(sm.errors.PlanMismatchError):
                 sm.Plan.from_json(json.dumps({**data, key: bad})).apply(copy.deepcopy(model))
