@@ -23,6 +23,7 @@ from .plan import PlanCost, as_lists
 from .planfile import runs
 from .program import Progress, Solution
 from .progress import Reporter
+from .report import one_line
 from .resize import Resized, resize
 from .trace import Size
 from .values import Metric, Values, magnitude, unit_values
@@ -51,6 +52,11 @@ class Problem:
         self.frozen = np.zeros(graph.coupling.n_units, dtype=bool)
         self.multiple: int | None = None
         self.kept: list[str] = []
+
+    def __repr__(self) -> str:
+        asked = [str(r) for r in self.requests] + [f"keep {name!r}" for name in self.kept]
+        asked += [f"round_to({self.multiple})"] * (self.multiple is not None)
+        return one_line(f"<Problem of {self.graph.trace.root}: {'; '.join(asked) or 'nothing asked yet'}>")
 
     def maximize(self, values: Values) -> None:
         """What keeping each unit is worth: a metric of solvemut.values, a dict by vertex, or a callable of a vertex."""

@@ -46,7 +46,7 @@ LAYERS: dict[str, set[str]] = {
     "listing": {"trace"},
     "verify": {"listing", "modules", "plan", "tracing"},
     "interrupts": set(),
-    "slices": {"plan"},
+    "slices": {"edits"},
     "optimizers": {"slices"},
     "wrappers": {"errors"},
     "apply": {"interrupts", "optimizers", "verify", "wrappers"},
