@@ -1,8 +1,9 @@
 """Apply: a plan changes modules and optimizer state in place, all or nothing.
 
-Every new tensor is built and checked first; then tensors are swapped inside the parameters the model and the optimizer
-already share, so that ties, hooks and parameter groups stay; then the changed model is held against the plan. Whatever
-fails on the way, Ctrl-C included, the old tensors, attributes and state are put back.
+Every new tensor is built and checked first; then the plan's edits are made, one by one; then its selection: tensors are
+swapped inside the parameters the model and the optimizer already share, so that ties, hooks and parameter groups stay;
+then the changed model is held against the plan. Whatever fails on the way, Ctrl-C included, the old tensors, attributes
+and state are put back.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .edits import SetAttribute
 from .errors import PlanMismatchError, RequestError, SolvemutError
 from .examples import check_methods, from_text
 from .interrupts import deferred
 from .optimizers import Optimizers, check_optimizers, optimizers_of, reset_notice, state_steps
-from .plan import AttributeChange, PlanRecord
+from .plan import PlanRecord
 from .slices import Change, Step, Undo, select
 from .verify import check_how, verify_program
 from .wrappers import forget_compiled, unwrapped
@@ -78,10 +80,11 @@ def _change(
     try:
         steps = [_swap_of(change) for change in changes]
         steps += [step for optimizer in optimizers for step in state_steps(optimizer, changes)]
+        _make_edits(plan, models, undo)
         for step in steps:
             poll()
             step(undo)
-        _set_attributes(plan, models, undo)
+        _repeat_sizes(models, undo)
         for k, model in enumerate(models):
             poll()
             with _about_follower(k - 1):
@@ -119,6 +122,8 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def _check_model(plan: PlanRecord, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """The plan agrees with itself, and with the tensors and attributes of a model."""
     plan.check()
+    if other := [edit.kind for edit in plan.edits if edit.kind not in EDITORS]:
+        raise PlanMismatchError(f"this solvemut makes no edit of kind {other[0]!r} in a model")
     _check_example(plan, model)
     wrong = []
     for name, (before, _) in plan.shapes.items():
@@ -153,7 +158,7 @@ def _check_example(plan: PlanRecord, model: nn.Module) -> None:
         ) from e
 
 
-def _is_int_attribute(model: nn.Module, change: AttributeChange) -> bool:
+def _is_int_attribute(model: nn.Module, change: SetAttribute) -> bool:
     """What a plan sets must be an int: a tensor, a flag or a function under that name is something else."""
     try:
         found = getattr(model.get_submodule(change.module), change.name)
@@ -265,40 +270,31 @@ def _set(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) ->
     tensor.grad = grad
 
 
-# -- attributes --------------------------------------------------------------------------------------------------------
+# -- edits -------------------------------------------------------------------------------------------------------------
 
 
-def _set_attributes(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> None:
-    done: set[tuple[int, str, int | None]] = set()  # a follower may share a module with the model
+def _make_edits(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> None:
+    """The plan's edits, in order."""
+    done: Done = set()
     for k, model in enumerate(models):
         with _about_follower(k - 1):
-            for change in plan.attributes:
-                key = (id(_module(model, change)), change.name, change.index)
-                if key not in done:
-                    _set_attribute(model, change, undo)
-                done.add(key)
-        for module in model.modules():
-            _repeat_sizes(module, undo)
+            for edit in plan.edits:
+                EDITORS[edit.kind](model, edit, undo, done)
 
 
-def _repeat_sizes(module: nn.Module, undo: Undo) -> None:
-    """Attributes of torch's own layers follow the shapes of the parameters."""
-    for kind, follow in ATTRIBUTES:
-        if isinstance(module, kind):
-            for name, value in follow(module).items():
-                if value is not None and getattr(module, name, value) != value:
-                    _assign(module, name, value, undo)
-
-
-def _module(model: nn.Module, change: AttributeChange) -> nn.Module:
+def _module(model: nn.Module, change: SetAttribute) -> nn.Module:
     try:
         return model.get_submodule(change.module)
     except AttributeError as e:
         raise PlanMismatchError(f"the plan changes the module {change.module}, which this model does not have") from e
 
 
-def _set_attribute(model: nn.Module, change: AttributeChange, undo: Undo) -> None:
+def _set_attribute(model: nn.Module, change: SetAttribute, undo: Undo, done: Done) -> None:
     module = _module(model, change)
+    key = (id(module), change.name, change.index)
+    if key in done:
+        return
+    done.add(key)
     try:
         old = getattr(module, change.name)
         now = old if change.index is None else old[change.index]
@@ -318,6 +314,25 @@ def _assign(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
     old = getattr(module, name)
     undo.append(lambda: setattr(module, name, old))
     setattr(module, name, value)
+
+
+Done = set[tuple[Any, ...]]  # what was edited already: a follower may share a module with the model
+# By kind of edit what makes it in a model; each step it takes is undone by what it adds to the undo.
+EDITORS: dict[str, Callable[[nn.Module, Any, Undo, Done], None]] = {SetAttribute.kind: _set_attribute}
+
+
+# -- sizes that torch's own layers repeat ------------------------------------------------------------------------------
+
+
+def _repeat_sizes(models: Sequence[nn.Module], undo: Undo) -> None:
+    """Attributes of torch's own layers follow the shapes of the parameters."""
+    for model in models:
+        for module in model.modules():
+            for kind, follow in ATTRIBUTES:
+                if isinstance(module, kind):
+                    for name, value in follow(module).items():
+                        if value is not None and getattr(module, name, value) != value:
+                            _assign(module, name, value, undo)
 
 
 def _conv(m: Any) -> dict[str, Any]:
@@ -341,7 +356,7 @@ def _key_value(m: Any, embed: int) -> dict[str, Any]:
     return {"kdim": m.k_proj_weight.shape[1], "vdim": m.v_proj_weight.shape[1]}
 
 
-# Sizes that torch's own layers repeat in attributes, from the shapes of their parameters.
+# What they repeat, from the shapes of their parameters.
 ATTRIBUTES: list[tuple[Any, Callable[[Any], dict[str, Any]]]] = [
     (nn.Linear, lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}),
     (nn.modules.conv._ConvNd, _conv),

@@ -18,7 +18,7 @@ from .coupling import Coupling, Group
 from .errors import RequestError
 from .flow import Extent
 from .labels import FIXED, Factor, Labels
-from .report import clipped, short, table
+from .report import clipped, one_line, short, table
 from .trace import Node, Trace
 
 
@@ -49,6 +49,9 @@ class Vertex:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.op}): {self.nin} -> {self.nout}"
+
+    def __repr__(self) -> str:
+        return one_line(f"<Vertex {self}>")
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,6 +346,15 @@ class Graph:
             return self.coupling.reasons[int(real[0])]
         return "model input" if vertex.op == "input" else "fixed size"
 
+    def __repr__(self) -> str:
+        return one_line(f"<Graph of {self._head()}>")
+
+    def _head(self) -> str:
+        return (
+            f"{self.trace.root}: {short(self.params.now)} params, {short(self.flops.now)} FLOPs, "
+            f"{len(self.groups)} coupled groups, {sum(g.units for g in self.groups if not g.frozen)} units to decide"
+        )
+
     def __str__(self) -> str:
         per = {name: _by_vertex(cost) for name, cost in self.costs.items()}
         rows = []
@@ -354,14 +366,11 @@ class Graph:
             ]
             rows.append([v.name, clipped(v.op, 28), ",".join(map(str, v.nin)), v.nout, names, *share,
                          clipped(self.frozen_because(v))])  # fmt: skip
-        head = (
-            f"{self.trace.root}: {short(self.params.now)} params, {short(self.flops.now)} FLOPs, "
-            f"{len(self.groups)} coupled groups, {sum(g.units for g in self.groups if not g.frozen)} units to decide"
-        )
         body = table(
             ["vertex", "op", "nin", "nout", "group", "params", "FLOPs", "frozen because"], rows, right=[2, 3, 5, 6]
         )
-        return "\n".join([head, "", body, *(["", "notes:"] if self.notes else []), *(f"- {n}" for n in self.notes)])
+        notes = ["", "notes:", *(f"- {n}" for n in self.notes)] if self.notes else []
+        return "\n".join([self._head(), "", body, *notes])
 
     @staticmethod
     def _share(per: Mapping[str, int], v: Vertex) -> int:

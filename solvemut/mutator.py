@@ -20,6 +20,7 @@ from .graph import Graph
 from .interrupts import deferred
 from .optimizers import optimizers_of
 from .problem import Problem, check_fresh
+from .report import one_line, short
 from .tracing import trace_examples
 from .values import Values
 from .verify import check_how
@@ -84,6 +85,12 @@ class Mutator:
     >>> plan = mut.prune(params=0.5)
     >>> plan.sizes["0"], model[0].weight.shape, mut.graph["0"].nout
     ((16, 7), torch.Size([7, 4]), 7)
+
+    `history` holds the plans applied so far; `plan.back` of each says which positions had stayed, and what the
+    attributes were.
+
+    >>> mut, mut.history[0].back.selection.indices["0.bias"][0].count(-1)
+    (<Mutator of Sequential: 51 params, 84 FLOPs, 1 plan applied>, 9)
     """
 
     def __init__(
@@ -99,6 +106,12 @@ class Mutator:
         self.optimizer = optimizer
         self.followers = followers
         self.graph = capture(model, args, kwargs, strict, modes, methods)
+        self.history: tuple[Plan, ...] = ()
+
+    def __repr__(self) -> str:
+        graph, n = self.graph, len(self.history)
+        told = f"{short(graph.params.now)} params, {short(graph.flops.now)} FLOPs"
+        return one_line(f"<Mutator of {graph.trace.root}: {told}, {n} plan{'s' * (n != 1)} applied>")
 
     def prune(
         self,
@@ -159,6 +172,7 @@ class Mutator:
                 raise
             if plan.graph is not None:
                 self.graph = replace(plan.graph, model=self.model)
+            self.history = (*self.history, replace(plan, graph=None))  # without the graphs, which are large
         return plan
 
     def copy(self) -> Mutator:

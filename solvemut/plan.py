@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import planfile
+from .edits import Edit, Index, Selection, SetAttribute, edit_of
 from .graph import Graph
-from .report import short, table
+from .report import one_line, short, table
 
-Index = list[int] | list[list[int]]
 P = TypeVar("P", bound="PlanRecord")
 
 
@@ -28,24 +28,20 @@ class PlanCost:
 
 
 @dataclass(frozen=True)
-class AttributeChange:
-    """A new value for an attribute of a module; `index` where the attribute is a list or tuple."""
+class PlanBack:
+    """What leads back from a plan: first the selection, whose -1 stand for what was dropped, then the edits."""
 
-    module: str
-    name: str
-    index: int | None
-    before: int
-    after: int
+    selection: Selection
+    edits: tuple[Edit, ...]
 
 
 @dataclass(frozen=True)
 class PlanRecord:
     """A solved mutation as data; `apply.Plan` can be applied.
 
-    `indices` maps a parameter or buffer and one of its dims to the old positions that stay, in their new order (-1: a
-    new slice); the input dim of a grouped convolution has one such list per group that stays. `shapes` maps every
-    parameter and buffer it touches to its shape before and after. `units` says for each index list which unit stands
-    where, so that the lists can be held against each other: see `planfile`.
+    It is a list of `edits`, and a `selection` of what then stays. `shapes` maps every parameter and buffer it touches
+    to its shape before and after. `units` says for each index list of the selection which unit stands where, so that
+    the lists can be held against each other: see `planfile`.
     """
 
     status: str
@@ -55,10 +51,10 @@ class PlanRecord:
     seconds: float
     solver: str
     sizes: Mapping[str, tuple[int, int]]
-    indices: Mapping[str, Mapping[int, Index]]
+    selection: Selection
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     costs: Mapping[str, PlanCost]
-    attributes: tuple[AttributeChange, ...] = ()
+    edits: tuple[Edit, ...] = ()
     notes: tuple[str, ...] = ()
     root: str = "model"
     values: str = ""
@@ -67,6 +63,22 @@ class PlanRecord:
     program: tuple[str, ...] = ()  # the forward of the changed model, one line per operation, as `verify` compares it
     graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
     units: Mapping[str, Mapping[int, list[list[list[int]]]]] = field(default_factory=dict)
+
+    @property
+    def indices(self) -> Mapping[str, Mapping[int, Index]]:
+        """For a parameter or buffer and one of its dims the old positions that stay: see `Selection`."""
+        return self.selection.indices
+
+    @property
+    def attributes(self) -> tuple[SetAttribute, ...]:
+        """The attributes of modules that get a new value."""
+        return tuple(e for e in self.edits if isinstance(e, SetAttribute))
+
+    @property
+    def back(self) -> PlanBack:
+        """The way back as data: which positions stayed, what the edits replaced. Weights that went are not in it."""
+        before = {name: old for name, (old, _) in self.shapes.items()}
+        return PlanBack(self.selection.back(before), tuple(e.back() for e in reversed(self.edits)))
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -77,10 +89,8 @@ class PlanRecord:
              "" if c.budget is None else short(c.budget)]
             for name, c in self.costs.items()
         ]  # fmt: skip
-        attributes = [
-            [f"{a.module}.{a.name}".lstrip(".") + ("" if a.index is None else f"[{a.index}]"), a.before, a.after]
-            for a in self.attributes
-        ]
+        attributes = [[a.place, a.before, a.after] for a in self.attributes]
+        edits = [e.describe() for e in self.edits if not isinstance(e, SetAttribute)]
         parts = [
             f"{self.root}: {self.status}, value {self.objective:.6g} (bound {self.bound:.6g}, gap {self.gap:.2e}), "
             f"{self.seconds:.2f} s with {self.solver}" + (f"; values: {self.values}" if self.values else ""),
@@ -89,9 +99,16 @@ class PlanRecord:
         ]
         if attributes:
             parts.append(table(["attribute", "before", "after"], attributes, right=[1, 2]))
+        if edits:
+            parts.append("\n".join(["edits:", *(f"- {e}" for e in edits)]))
         if self.notes:
             parts.append("\n".join(["notes:", *(f"- {n}" for n in self.notes)]))
         return "\n\n".join(parts)
+
+    def __repr__(self) -> str:
+        costs = [f"{name} {short(c.before)} -> {short(c.after)}" for name, c in self.costs.items()]
+        smaller = sum(a != b for a, b in self.sizes.values())
+        return one_line(f"<Plan of {self.root}: {self.status}, {smaller} layers change, {', '.join(costs)}>")
 
     # -- JSON --------------------------------------------------------------------------------------------------------
 
@@ -106,11 +123,11 @@ class PlanRecord:
             "version": planfile.VERSION,
             "certificate": {k: getattr(self, k) for k in _CERTIFICATE},
             "sizes": {k: list(v) for k, v in self.sizes.items()},
-            "indices": {k: {str(d): i for d, i in v.items()} for k, v in self.indices.items()},
+            "edits": [e.to_data() for e in self.edits],
+            "selection": self.selection.to_data(),
             "units": {k: {str(d): i for d, i in v.items()} for k, v in self.units.items()},
             "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
             "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
-            "attributes": [[a.module, a.name, a.index, a.before, a.after] for a in self.attributes],
             "notes": list(self.notes),
             "root": self.root,
             "values": self.values,
@@ -141,11 +158,11 @@ class PlanRecord:
         return cls(
             **{k: data["certificate"][k] for k in _CERTIFICATE},
             sizes={k: (a, b) for k, (a, b) in data["sizes"].items()},
-            indices={k: {int(d): i for d, i in v.items()} for k, v in data["indices"].items()},
+            edits=tuple(map(edit_of, data["edits"])),
+            selection=Selection.from_data(data["selection"]),
             units={k: {int(d): i for d, i in v.items()} for k, v in data["units"].items()},
             shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
             costs={k: PlanCost(*v) for k, v in data["costs"].items()},
-            attributes=tuple(AttributeChange(*a) for a in data["attributes"]),
             notes=tuple(data["notes"]),
             root=data["root"],
             values=data["values"],

@@ -1,7 +1,8 @@
 """Plan files: what a plan may say, checked whole before anything is done with it.
 
-`FORM` says what stands at each place of a plan, in types and ranges; `AGREEMENTS` say what must fit together. The first
-thing that is wrong raises PlanMismatchError with its place, such as indices['a.weight'][0], and what was expected.
+`FORM` says what stands at each place of a plan, in types and ranges; `AGREEMENTS` say what must fit together, in the
+words of a plan's attributes. The first thing that is wrong raises PlanMismatchError with its place, such as
+indices['a.weight'][0], and what was expected. A file of version 1 has a form of its own and is then read as version 2.
 """
 
 from __future__ import annotations
@@ -10,19 +11,38 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .edits import SetAttribute, rows_of
+from .edits.base import edit_form
 from .errors import PlanMismatchError
+from .forms import (
+    INT,
+    SIZE,
+    Check,
+    budget,
+    by_dim,
+    each,
+    fail,
+    index,
+    mapping,
+    number,
+    one_of,
+    optional,
+    record,
+    row,
+    shown,
+    text,
+    whole,
+)  # fmt: skip
 
-FORMAT, VERSION = "solvemut-plan", 1
-LARGEST = 2**48  # of sizes and positions; whatever is larger is damage
+FORMAT, VERSION = "solvemut-plan", 2
 ROOM = 2**31  # elements of one example input, positions of one dim
 
 Data = Mapping[str, Any]
-Check = Callable[[str, Any], None]
 
 
 def checksum(data: Data) -> str:
@@ -32,7 +52,7 @@ def checksum(data: Data) -> str:
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
-    """The content of a plan file, checked in every way that needs no model."""
+    """The content of a plan file as version 2 has it, checked in every way that needs no model."""
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         data = json.loads(text, object_pairs_hook=_no_key_twice)
@@ -42,14 +62,17 @@ def parse(text: str | bytes) -> dict[str, Any]:
         raise PlanMismatchError(f"this is no plan that solvemut saved: it does not say format {FORMAT!r}")
     version = data.get("version")
     if type(version) is int and version > VERSION:
-        raise PlanMismatchError(f"this plan has version {_shown(version)}, this solvemut reads up to {VERSION}")
-    check(data)
+        raise PlanMismatchError(f"this plan has version {shown(version)}, this solvemut reads up to {VERSION}")
+    if "version" in data:
+        whole(1, VERSION)("version", version)
+    found = data if version != 1 else _upgraded(data)
+    check(found)
     if data["checksum"] != checksum(data):
         raise PlanMismatchError(
             "checksum: the content is not what was saved, so the file is damaged or was edited. Take a copy that is "
             "whole, or solve and save the plan again"
         )
-    return data
+    return found
 
 
 def check(data: Data) -> None:
@@ -59,167 +82,20 @@ def check(data: Data) -> None:
         agreement(data)
 
 
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had attributes where now there are edits, and index maps outside of a selection."""
+    FORM_1("", data)
+    rest = {k: v for k, v in data.items() if k not in ("attributes", "indices")}
+    edits = [SetAttribute(*a).to_data() for a in data["attributes"]]
+    return {**rest, "version": 2, "edits": edits, "selection": {"indices": data["indices"]}}
+
+
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [k for k, _ in pairs]
-        raise ValueError(f"{_shown(next(k for k in names if names.count(k) > 1))} stands twice in one object")
+        raise ValueError(f"{shown(next(k for k in names if names.count(k) > 1))} stands twice in one object")
     return found
-
-
-def _fail(where: str, expected: str, found: Any) -> None:
-    raise PlanMismatchError(
-        f"{where or 'the plan'}: expected {expected}, found {_shown(found)}. The plan is damaged or was edited: "
-        "take a copy that is whole, or solve and save it again"
-    )
-
-
-def _shown(x: Any) -> str:
-    try:
-        return ascii(reprlib.repr(x))[1:-1]
-    except ValueError:  # an int of more digits than Python prints
-        return f"a very large {type(x).__name__}"
-
-
-# -- one place ---------------------------------------------------------------------------------------------------------
-
-
-def text(where: str, x: Any) -> None:
-    """A string that can be printed."""
-    if not isinstance(x, str):
-        _fail(where, "a string", x)
-    try:
-        x.encode("utf-8")
-    except UnicodeEncodeError:
-        _fail(where, "a string without lone surrogates", x)
-
-
-def whole(low: int, high: int = LARGEST) -> Check:
-    """An int in a range; True and 1.0 are none."""
-
-    def is_whole(where: str, x: Any) -> None:
-        if type(x) is not int or not low <= x <= high:
-            _fail(where, f"an int of at least {low}" if high == LARGEST else f"an int from {low} to {high}", x)
-
-    return is_whole
-
-
-def number(low: float) -> Check:
-    """A finite number that a float can hold."""
-
-    def is_number(where: str, x: Any) -> None:
-        if type(x) not in (int, float) or not low <= x < math.inf or abs(x) > 1.7e308:
-            _fail(where, "a finite number" + ("" if low == -math.inf else f" of at least {low:g}"), x)
-
-    return is_number
-
-
-def budget(where: str, x: Any) -> None:
-    """A limit as the caller gave it: an int may be of any size, as it is compared exactly."""
-    if x is not None and type(x) is not int:
-        number(-math.inf)(where, x)
-
-
-def optional(inner: Check) -> Check:
-    return lambda where, x: None if x is None else inner(where, x)
-
-
-def one_of(*choices: Any) -> Check:
-    def is_one(where: str, x: Any) -> None:
-        if not any(type(x) is type(c) and x == c for c in choices):
-            _fail(where, " or ".join(map(repr, choices)), x)
-
-    return is_one
-
-
-def each(inner: Check) -> Check:
-    """A list of such."""
-
-    def is_list(where: str, x: Any) -> None:
-        if not isinstance(x, list):
-            _fail(where, "a list", x)
-        for k, item in enumerate(x):
-            inner(f"{where}[{k}]", item)
-
-    return is_list
-
-
-def row(*inner: Check) -> Check:
-    """A list with one check per item."""
-
-    def is_row(where: str, x: Any) -> None:
-        if not isinstance(x, list) or len(x) != len(inner):
-            _fail(where, f"a list of {len(inner)}", x)
-        for k, (checked, item) in enumerate(zip(inner, x, strict=True)):
-            checked(f"{where}[{k}]", item)
-
-    return is_row
-
-
-def mapping(inner: Check, key: Check = text) -> Check:
-    """An object with any keys."""
-
-    def is_mapping(where: str, x: Any) -> None:
-        if not isinstance(x, dict):
-            _fail(where, "an object", x)
-        for k, item in x.items():
-            key(f"a key of {where}", k)
-            inner(f"{where}[{k!r}]", item)
-
-    return is_mapping
-
-
-def record(**inner: Check) -> Check:
-    """An object with just these keys."""
-
-    def is_record(where: str, x: Any) -> None:
-        if not isinstance(x, dict):
-            _fail(where, "an object", x)
-        if missing := [k for k in inner if k not in x]:
-            _fail(where, f"an entry {missing[0]!r}", list(x))
-        if other := [k for k in x if k not in inner]:
-            _fail(where, f"no entry but {', '.join(inner)}", other)
-        for k, checked in inner.items():
-            checked(f"{where}.{k}" if where else k, x[k])
-
-    return is_record
-
-
-def by_dim(inner: Check) -> Check:
-    """An object whose keys are dims."""
-
-    def is_by_dim(where: str, x: Any) -> None:
-        if not isinstance(x, dict):
-            _fail(where, "an object", x)
-        for k, item in x.items():
-            if k not in _DIMS:
-                _fail(f"a key of {where}", "a dim, as '0' or '1'", k)
-            inner(f"{where}[{k}]", item)
-
-    return is_by_dim
-
-
-_DIMS = frozenset(map(str, range(64)))
-
-
-def positions(where: str, x: Any) -> None:
-    """The old positions that stay in a dim: distinct ints; -1, a new slice, is for a version that grows."""
-    if not isinstance(x, list):
-        _fail(where, "a list", x)
-    if set(map(type, x)) - {int}:
-        _fail(where, "ints", next(i for i in x if type(i) is not int))
-    if x and not 0 <= min(x) <= max(x) < LARGEST:
-        _fail(where, "positions from 0 on (this version makes no new slices)", min(x) if min(x) < 0 else max(x))
-    if len(set(x)) < len(x):
-        _fail(where, "each position once", next(i for k, i in enumerate(x) if i in x[:k]))
-
-
-def index(where: str, x: Any) -> None:
-    """Positions; or for the input dim of a grouped convolution such a list for each group that stays."""
-    if isinstance(x, list) and x and isinstance(x[0], list):
-        each(positions)(where, x)
-    else:
-        positions(where, x)
 
 
 def example(where: str, x: Any) -> None:
@@ -247,9 +123,9 @@ def _tree(where: str, spec: Data) -> None:
     root = _inner_json(f"{where}.tree", spec["tree"])
     row(whole(1), _node)(f"{where}.tree", root)
     if [root[1]["type"], *(child["type"] for child in root[1]["children_spec"])] != _CALL:
-        _fail(f"{where}.tree", "a tuple of arguments and a dict of keywords", spec["tree"])
+        fail(f"{where}.tree", "a tuple of arguments and a dict of keywords", spec["tree"])
     if (n := len(spec["leaves"])) != _leaves(root[1]):
-        _fail(f"{where}.tree", f"a tree of {n} leaves", spec["tree"])
+        fail(f"{where}.tree", f"a tree of {n} leaves", spec["tree"])
 
 
 _CALL = ["builtins.tuple", "builtins.tuple", "builtins.dict"]
@@ -259,14 +135,14 @@ def _inner_json(where: str, x: str) -> Any:
     try:
         return json.loads(x)
     except (ValueError, RecursionError):
-        _fail(where, "JSON", x)
+        fail(where, "JSON", x)
 
 
 def _node(where: str, x: Any) -> None:
     """A node of a tree of inputs, as torch writes it; what its types mean is for torch to say."""
     _NODE(where, x)
     if x["type"] is None and x["children_spec"]:
-        _fail(f"{where}.children_spec", "none in a leaf", x["children_spec"])
+        fail(f"{where}.children_spec", "none in a leaf", x["children_spec"])
 
 
 def _leaves(node: Any) -> int:
@@ -277,45 +153,46 @@ def _leaf(where: str, x: Any) -> None:
     if isinstance(x, dict):
         _TENSOR(where, x)
         if math.prod(x["shape"]) > ROOM:
-            _fail(f"{where}.shape", f"a tensor of at most {ROOM} elements", x["shape"])
+            fail(f"{where}.shape", f"a tensor of at most {ROOM} elements", x["shape"])
     elif isinstance(x, str):
         text(where, x)
     elif type(x) is int:
         whole(-(2**63), 2**63 - 1)(where, x)
     elif not (x is None or isinstance(x, (bool, float))):
-        _fail(where, "a tensor, a number, a string or null", x)
+        fail(where, "a tensor, a number, a string or null", x)
 
 
-SHAPE = each(whole(0))
+SHAPE = each(SIZE)
 _TENSOR = record(shape=SHAPE, dtype=text)
 _NODE = record(type=optional(text), context=optional(text), children_spec=each(_node))
 _EXAMPLE = record(leaves=each(_leaf), tree=text)
 _FURTHER = record(leaves=each(_leaf), tree=text, method=text, training=one_of(True, False))
-SIZE = whole(0)
-INT = whole(-LARGEST)
 COUNT = whole(0, 10**60)  # costs grow as products of sizes
 
-FORM = record(
-    format=one_of(FORMAT),
-    version=whole(1, VERSION),
-    checksum=text,
-    certificate=record(
+_COMMON: dict[str, Check] = {
+    "format": one_of(FORMAT),
+    "version": whole(1, VERSION),
+    "checksum": text,
+    "certificate": record(
         status=one_of("optimal", "feasible", "interrupted"), objective=number(-math.inf), bound=number(-math.inf),
         gap=number(0), seconds=number(0), solver=text,
     ),
-    sizes=mapping(row(SIZE, SIZE)),
-    indices=mapping(by_dim(index)),
-    units=mapping(by_dim(each(each(row(SIZE, SIZE, SIZE))))),
-    shapes=mapping(row(SHAPE, SHAPE)),
-    costs=mapping(row(COUNT, COUNT, budget)),
-    attributes=each(row(text, text, optional(SIZE), INT, INT)),
-    notes=each(text),
-    root=text,
-    values=text,
-    example=example,
-    outputs=each(SHAPE),
-    program=each(text),
-)  # fmt: skip
+    "sizes": mapping(row(SIZE, SIZE)),
+    "units": mapping(by_dim(each(each(row(SIZE, SIZE, SIZE))))),
+    "shapes": mapping(row(SHAPE, SHAPE)),
+    "costs": mapping(row(COUNT, COUNT, budget)),
+    "notes": each(text),
+    "root": text,
+    "values": text,
+    "example": example,
+    "outputs": each(SHAPE),
+    "program": each(text),
+}  # fmt: skip
+_INDICES = mapping(by_dim(index))
+_ATTRIBUTE = row(text, text, optional(SIZE), INT, INT)
+
+FORM = record(**_COMMON, edits=each(edit_form), selection=record(indices=_INDICES))
+FORM_1 = record(**_COMMON, indices=_INDICES, attributes=each(_ATTRIBUTE))
 
 
 # -- what must fit together --------------------------------------------------------------------------------------------
@@ -325,29 +202,30 @@ def _shrink(data: Data) -> None:
     """Nothing grows in this version, and no layer is emptied."""
     for name, (before, after) in data["sizes"].items():
         if not min(before, 1) <= after <= before:
-            _fail(f"sizes[{name!r}][1]", f"a size from 1 to {before}", after)
+            fail(f"sizes[{name!r}][1]", f"a size from 1 to {before}", after)
     for name, (before, after, _) in data["costs"].items():
         if after > before:
-            _fail(f"costs[{name!r}][1]", f"a cost of at most {before}", after)
+            fail(f"costs[{name!r}][1]", f"a cost of at most {before}", after)
 
 
 def _keeps_promises(data: Data) -> None:
     """Budgets hold, and no plan is worth more than its bound; floats were rounded when they were written."""
     for name, (_, after, limit) in data["costs"].items():
         if limit is not None and after > limit + (1e-9 * abs(limit) if type(limit) is float else 0):
-            _fail(f"costs[{name!r}][1]", f"a cost within the budget of {_shown(limit)}", after)
+            fail(f"costs[{name!r}][1]", f"a cost within the budget of {shown(limit)}", after)
     certificate = data["certificate"]
     value, bound = certificate["objective"], certificate["bound"]
     if value > bound + 1e-6 * max(abs(value), abs(bound), 1):
-        _fail("certificate.objective", f"a value within the bound of {bound}", value)
+        fail("certificate.objective", f"a value within the bound of {bound}", value)
 
 
 def _attributes_once(data: Data) -> None:
     seen = set()
-    for k, (module, name, at, *_) in enumerate(data["attributes"]):
-        if (module, name, at) in seen:
-            _fail(f"attributes[{k}]", "each attribute once", [module, name, at])
-        seen.add((module, name, at))
+    for k, edit in enumerate(e for e in data["edits"] if e["kind"] == SetAttribute.kind):
+        place = (edit["module"], edit["name"], edit["index"])
+        if place in seen:
+            fail(f"attributes[{k}]", "each attribute once", list(place))
+        seen.add(place)
 
 
 def _inputs_are_listed(data: Data) -> None:
@@ -358,42 +236,38 @@ def _inputs_are_listed(data: Data) -> None:
         given = sorted(f"input {tuple(x['shape'])}" for x in leaves if isinstance(x, dict))
         taken = sorted(line.partition(" = ")[2] for line in data["program"] if " = input " in line)
         if given != taken:
-            _fail("program", f"lines for {', '.join(given) or 'no input'}, as the example has", taken)
+            fail("program", f"lines for {', '.join(given) or 'no input'}, as the example has", taken)
 
 
 def _shapes_follow(data: Data) -> None:
     """Indices lead from the shape before to the shape after; where there are none, nothing changes."""
-    for name in data["indices"]:
+    indices = data["selection"]["indices"]
+    for name in indices:
         if name not in data["shapes"]:
-            _fail("shapes", f"an entry {name!r}, as indices have one", list(data["shapes"]))
+            fail("shapes", f"an entry {name!r}, as indices have one", list(data["shapes"]))
     for name, (before, after) in data["shapes"].items():
-        dims = data["indices"].get(name, {})
+        dims = indices.get(name, {})
         if len(before) != len(after):
-            _fail(f"shapes[{name!r}][1]", f"a shape of {len(before)} dims", after)
+            fail(f"shapes[{name!r}][1]", f"a shape of {len(before)} dims", after)
         for d, (old, new) in enumerate(zip(before, after, strict=True)):
             if str(d) not in dims and old != new:
-                _fail(f"shapes[{name!r}][1][{d}]", f"{old}, as indices[{name!r}] say nothing of dim {d}", new)
+                fail(f"shapes[{name!r}][1][{d}]", f"{old}, as indices[{name!r}] say nothing of dim {d}", new)
         for key, found in dims.items():
             where = f"indices[{name!r}][{key}]"
             if int(key) >= len(before):
-                _fail(where, f"a dim of shape {before}", int(key))
+                fail(where, f"a dim of shape {before}", int(key))
             _index_follows(where, found, int(key), before, after)
 
 
 def _index_follows(where: str, found: list[Any], dim: int, before: list[int], after: list[int]) -> None:
     rows = rows_of(found)
     if rows is found and (dim != 1 or after[0] % len(rows)):
-        _fail(where, f"one list, or in dim 1 one for each group of {after[0]} outputs", found)
+        fail(where, f"one list, or in dim 1 one for each group of {after[0]} outputs", found)
     for kept in rows:
         if len(kept) != after[dim]:
-            _fail(where, f"{after[dim]} positions, as the shape after has", len(kept))
+            fail(where, f"{after[dim]} positions, as the shape after has", len(kept))
         if kept and max(kept) >= before[dim]:
-            _fail(where, f"positions below {before[dim]}, the size before", max(kept))
-
-
-def rows_of(found: list[Any]) -> list[list[int]]:
-    """An index as one list per row; most have one."""
-    return found if found and isinstance(found[0], list) else [found]
+            fail(where, f"positions below {before[dim]}, the size before", max(kept))
 
 
 # -- units: what makes index lists agree -------------------------------------------------------------------------------
@@ -429,12 +303,12 @@ class _Kept:
 
     def __init__(self, data: Data, name: str, key: str) -> None:
         self.where = f"indices[{name!r}][{key}]"
-        self.index = data["indices"][name][key]
+        self.index = data["selection"]["indices"][name][key]
         self.rows = rows_of(self.index)
         shape, coded = data["shapes"][name][0], data["units"][name][key]
         size = shape[int(key)]
         if not self._fits(coded, size, shape[0] if self.is_grouped else 1):
-            _fail(f"units[{name!r}][{key}]", f"runs of {size} positions{', by group' * self.is_grouped}", coded)
+            fail(f"units[{name!r}][{key}]", f"runs of {size} positions{', by group' * self.is_grouped}", coded)
         self.units = _expanded(coded[0]).reshape(-1, size)
         self.order = _expanded(coded[1]).tolist() if len(coded) == 2 else None
 
@@ -458,20 +332,21 @@ class _Kept:
         wanted = [np.flatnonzero(stays[k]).tolist() for k in left]
         if (self.rows if self.order is None else [sorted(r) for r in self.rows]) != wanted:
             what = f"{reprlib.repr(wanted if self.is_grouped else wanted[0])}, that is what the other lists keep"
-            _fail(self.where, what + (", in this order" if self.order is None else ""), self.index)
+            fail(self.where, what + (", in this order" if self.order is None else ""), self.index)
         found = [int(u) for k, r in zip(left, self.rows, strict=True) for u in self.units[k][r]]
         if self.order is not None and found != self.order:
-            _fail(self.where, "the order that its units have", self.index)
+            fail(self.where, "the order that its units have", self.index)
 
 
 def _units_agree(data: Data) -> None:
     """A unit stays wherever it stands, or nowhere."""
-    for name, dims in data["indices"].items():
+    indices = data["selection"]["indices"]
+    for name, dims in indices.items():
         if (own := data["units"].get(name, {})).keys() != dims.keys():
-            _fail(f"units[{name!r}]", f"the dims {list(dims)} of indices[{name!r}]", list(own))
-    if other := [name for name in data["units"] if name not in data["indices"]]:
-        _fail("units", "no entry that indices have not", other)
-    lists = [_Kept(data, name, key) for name, dims in data["indices"].items() for key in dims]
+            fail(f"units[{name!r}]", f"the dims {list(dims)} of indices[{name!r}]", list(own))
+    if other := [name for name in data["units"] if name not in indices]:
+        fail("units", "no entry that indices have not", other)
+    lists = [_Kept(data, name, key) for name, dims in indices.items() for key in dims]
     removed = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(x.removed() for x in lists)]))
     for x in lists:
         x.check(removed)

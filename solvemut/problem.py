@@ -14,14 +14,16 @@ from .arguments import flag, names, one_of, search_limits, shown, whole
 from .compile import Compiled, Question, Worth, compile_program, explained
 from .constraints import Budget, Cost, Request, flat, owners
 from .coupling import couple
+from .edits import Selection, SetAttribute
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .interrupts import Heard
 from .listing import listing
-from .plan import AttributeChange, PlanCost, as_lists
+from .plan import PlanCost, as_lists
 from .planfile import runs
 from .program import Progress, Solution
 from .progress import Reporter
+from .report import one_line
 from .resize import Resized, resize
 from .trace import Size
 from .values import Metric, Values, magnitude, unit_values
@@ -50,6 +52,11 @@ class Problem:
         self.frozen = np.zeros(graph.coupling.n_units, dtype=bool)
         self.multiple: int | None = None
         self.kept: list[str] = []
+
+    def __repr__(self) -> str:
+        asked = [str(r) for r in self.requests] + [f"keep {name!r}" for name in self.kept]
+        asked += [f"round_to({self.multiple})"] * (self.multiple is not None)
+        return one_line(f"<Problem of {self.graph.trace.root}: {'; '.join(asked) or 'nothing asked yet'}>")
 
     def maximize(self, values: Values) -> None:
         """What keeping each unit is worth: a metric of solvemut.values, a dict by vertex, or a callable of a vertex."""
@@ -147,7 +154,7 @@ class Problem:
             solution.status, float(solution.objective), float(solution.bound), float(solution.gap), seconds,
             solution.solver,
             {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
-            _indices(resized), _shapes(graph, resized), costs,
+            Selection(_indices(resized)), _shapes(graph, resized), costs,
             tuple(_attribute(a, trace.attributes[a], v) for a, v in resized.attributes.items()),
             (*graph.notes, *compiled.notes),
             trace.root,
@@ -221,9 +228,9 @@ def _values_name(values: Values) -> str:
     return values.name if isinstance(values, Metric) else "given by the caller"
 
 
-def _attribute(size: Size, before: int, after: int) -> AttributeChange:
+def _attribute(size: Size, before: int, after: int) -> SetAttribute:
     module, name, index = size.args
-    return AttributeChange(module, name, index, before, after)
+    return SetAttribute(module, name, index, before, after)
 
 
 def _indices(resized: Resized) -> dict[str, dict[int, Any]]:

@@ -45,3 +45,8 @@ def short(n: float) -> str:
 def clipped(text: str, width: int = 70) -> str:
     """At most `width` characters."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def one_line(text: str, width: int = 190) -> str:
+    """A text for `repr`: one line, not too long."""
+    return clipped(" ".join(text.split()), width)

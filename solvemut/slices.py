@@ -8,8 +8,8 @@ from functools import cached_property
 
 import torch
 
+from .edits import Index, rows_of
 from .errors import PlanMismatchError
-from .plan import Index
 
 Undo = list[Callable[[], None]]
 Step = Callable[[Undo], None]
@@ -28,14 +28,8 @@ class Change:
     @cached_property
     def moving(self) -> dict[int, Index]:
         """The dims in which something goes or moves."""
-        return {
-            d: index for d, index in self.dims.items() if any(row != list(range(self.before[d])) for row in rows(index))
-        }
-
-
-def rows(index: Index) -> list[list[int]]:
-    """An index as one list per row; most have one."""
-    return index if index and isinstance(index[0], list) else [index]  # type: ignore[list-item, return-value]
+        same = {d: list(range(self.before[d])) for d in self.dims}
+        return {d: index for d, index in self.dims.items() if any(row != same[d] for row in rows_of(index))}
 
 
 def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
@@ -52,7 +46,7 @@ def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
     for d in sorted(dims):
         index = dims[d]
         if index and isinstance(index[0], list):
-            out = _select_rows(out, d, rows(index))
+            out = _select_rows(out, d, rows_of(index))
         elif out.shape[d] > 1:
             out = out.index_select(d, _positions(index, out))
     out = _copied_in_order(out, tensor)

@@ -409,8 +409,8 @@ def failing_after(k: int, function: Any) -> tuple[Any, list[int]]:
     return wrapped, calls
 
 
-STEPS = ("apply.select", "optimizers.select", "apply._swap", "optimizers._swap_state", "apply._set_attributes",
-         "apply._assign", "apply.verify_program")  # fmt: skip
+STEPS = ("apply.select", "optimizers.select", "apply._swap", "optimizers._swap_state", "apply._make_edits",
+         "apply._repeat_sizes", "apply._assign", "apply.verify_program")  # fmt: skip
 
 
 @pytest.mark.parametrize("where", STEPS)
@@ -526,10 +526,10 @@ def test_plan_with_wrong_indices_changes_nothing():
     plan = planned(model, args)
     before = snapshot(model)
     text = json.loads(plan.to_json())
-    name, dims = next((n, d) for n, d in text["indices"].items() if n == "a.weight")
+    name, dims = next((n, d) for n, d in text["selection"]["indices"].items() if n == "a.weight")
     for bad in ([10**6], [-5], dims["0"][:-1], dims["0"] + [0]):
         broken = copy.deepcopy(text)
-        broken["indices"][name]["0"] = bad if len(bad) > 1 else dims["0"][:-1] + bad
+        broken["selection"]["indices"][name]["0"] = bad if len(bad) > 1 else dims["0"][:-1] + bad
         with pytest.raises(sm.errors.PlanMismatchError):
             sm.Plan.from_json(json.dumps(broken)).apply(model)
         assert_untouched(before, snapshot(model))

@@ -31,7 +31,9 @@ LAYERS: dict[str, set[str]] = {
     "program": {"arguments", "solver"},
     "compile": {"costs", "program"},
     "resize": {"coupling"},
-    "planfile": {"errors"},
+    "forms": {"errors"},
+    "edits": {"forms", "trace"},
+    "planfile": {"edits"},
     "plan": {"graph", "planfile"},
     "progress": {"program"},
     "provenance": {"trace"},
@@ -43,18 +45,17 @@ LAYERS: dict[str, set[str]] = {
     "listing": {"trace"},
     "verify": {"listing", "modules", "plan", "tracing"},
     "interrupts": set(),
-    "slices": {"plan"},
+    "slices": {"edits"},
     "optimizers": {"slices"},
     "wrappers": {"errors"},
     "apply": {"interrupts", "optimizers", "verify", "wrappers"},
     "problem": {"apply", "compile", "interrupts", "progress", "listing", "resize", "values"},
-    "edits": {"apply", "compile"},
     "builder": set(),
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
 TORCH = {
     "examples", "modules", "wrappers", "problem", "provenance", "recording", "tracing", "values", "verify",
-         "slices", "optimizers", "apply", "edits", "builder", *FACADES}  # fmt: skip
+         "slices", "optimizers", "apply", "builder", *FACADES}  # fmt: skip
 ORTOOLS = {"solver", "program"}
 
 

@@ -1,7 +1,8 @@
 """Plan files: whatever is done to one, it is refused in words, or what it does to a model is what it says.
 
 The fuzzer damages plan files as bytes and as data; half of the damaged data get a checksum that is right again, so that
-the checks of the content stand alone. SOLVEMUT_NIGHTLY=1 tries twenty times as many.
+the checks of the content stand alone. Files of version 1 are damaged as well as those of version 2.
+SOLVEMUT_NIGHTLY=1 tries twenty times as many.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from test_apply import assert_untouched, planned, snapshot, step, training_set
 from torch import nn
 
 import solvemut as sm
+from solvemut.apply import EDITORS
+from solvemut.edits import EDITS, Selection
 from solvemut.errors import PlanMismatchError, SolvemutError
 from solvemut.planfile import checksum
 
@@ -35,6 +38,8 @@ CASES = {
 }  # fmt: skip
 COUNT = 6000 if NIGHTLY else 300
 BYTES = COUNT // 2
+VERSIONS = (1, 2)
+SEEDS = {1: "", 2: "2 "}  # each version has damage of its own
 
 
 class TwoMethods(nn.Module):
@@ -61,6 +66,18 @@ def case(name: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
         return model, args, mutator.prune(params=CASES[name], values=sm.values.random(0), dry_run=True)
     model, args = training_set(name)
     return model, args, planned(model, args, CASES[name])
+
+
+def content(plan: Any, version: int) -> Any:
+    """What a file of that version says of a plan."""
+    data = json.loads(plan.to_json())
+    if version == 2:
+        return data
+    attributes = [[e["module"], e["name"], e["index"], e["before"], e["after"]] for e in data["edits"]]
+    old = {"version": 1, "indices": data["selection"]["indices"], "attributes": attributes}
+    keys = ("format", "version", "certificate", "sizes", "indices", "units", "shapes", "costs", "attributes", "notes",
+            "root", "values", "example", "outputs", "program")  # fmt: skip
+    return json.loads(repaired({k: old[k] if k in old else data[k] for k in keys}))
 
 
 def repaired(data: Any) -> str:
@@ -175,13 +192,13 @@ DAMAGE: tuple[Callable[[random.Random, Any, Any], None], ...] = (put, drop, rena
 INDICES = (double, swap, nudge, drop, longer)
 
 
-def damaged_data(plan: Any, rng: random.Random) -> tuple[Any, str]:
+def damaged_data(plan: Any, version: int, rng: random.Random) -> tuple[Any, str]:
     """A file's content with one place damaged, and what was done. Every third time it is an index list."""
-    data = json.loads(plan.to_json())
+    data = content(plan, version)
     if rng.random() < 0.1:
         return damaged_example(data, rng)
     inside = rng.choice(["", "", "indices"])
-    found = list(places(data[inside] if inside else data))
+    found = list(places(data.get("selection", data)[inside] if inside else data))
     if not inside and rng.random() < 0.7:  # any part of the plan is as likely as another, whatever its size
         part = rng.choice([k for k in data if isinstance(data[k], (dict, list)) and data[k]])
         found = list(places(data[part]))
@@ -227,31 +244,34 @@ def damaged_bytes(raw: bytes, rng: random.Random) -> bytes:
 # -- the fuzzers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_damaged_bytes(name):
+def test_damaged_bytes(name, version):
     plan = case(name)[2]
-    raw = plan.to_json().encode()
+    raw = json.dumps(content(plan, version)).encode()
     for seed in range(BYTES // len(CASES)):
-        text = damaged_bytes(raw, random.Random(f"{name} bytes {seed}"))
+        text = damaged_bytes(raw, random.Random(f"{name} bytes {SEEDS[version]}{seed}"))
         with contextlib.suppress(PlanMismatchError):
             assert sm.Plan.from_json(text) == plan, seed  # a blank, say: the content is the same
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_damaged_data_with_the_old_checksum(name):
+def test_damaged_data_with_the_old_checksum(name, version):
     plan = case(name)[2]
     for seed in range(COUNT // len(CASES)):
-        data, how = damaged_data(plan, random.Random(f"{name} data {seed}"))
+        data, how = damaged_data(plan, version, random.Random(f"{name} data {SEEDS[version]}{seed}"))
         with contextlib.suppress(PlanMismatchError):
             assert sm.Plan.from_json(json.dumps(data)) == plan, (seed, how)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_damaged_data_with_a_checksum_that_is_right(name):
+def test_damaged_data_with_a_checksum_that_is_right(name, version):
     plan = case(name)[2]
     found: collections.Counter[str] = collections.Counter()
     for seed in range(COUNT // len(CASES)):
-        data, how = damaged_data(plan, random.Random(f"{name} repaired {seed}"))
+        data, how = damaged_data(plan, version, random.Random(f"{name} repaired {SEEDS[version]}{seed}"))
         try:
             found[outcome(name, repaired(data))] += 1
         except Exception as e:
@@ -259,38 +279,46 @@ def test_damaged_data_with_a_checksum_that_is_right(name):
     assert found["refused on load"] > found["applied"] > 0
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_the_whole_file_applies(name):
-    assert outcome(name, case(name)[2].to_json()) == "applied"
+def test_the_whole_file_applies(name, version):
+    text = json.dumps(content(case(name)[2], version))
+    assert sm.Plan.from_json(text) == case(name)[2]
+    assert outcome(name, text) == "applied"
 
 
 # -- one by one: the place and what was expected -----------------------------------------------------------------------
 
 
-def edited(name: str, edit: Callable[[Any], Any]) -> str:
-    data = json.loads(case(name)[2].to_json())
+def edited(name: str, version: int, edit: Callable[[Any], Any]) -> str:
+    data = content(case(name)[2], version)
     edit(data)
     return repaired(data)
 
 
+def inside(data: Any, path: tuple[Any, ...]) -> Any:
+    """What stands there; index maps lie in the selection since version 2."""
+    for key in ("selection", *path) if path[0] == "indices" and "selection" in data else path:
+        data = data[key]
+    return data
+
+
 def setting(*path: Any, to: Any) -> Callable[[Any], None]:
     def edit(data: Any) -> None:
-        for key in path[:-1]:
-            data = data[key]
-        data[path[-1]] = to
+        (inside(data, path[:-1]) if path[:-1] else data)[path[-1]] = to
 
     return edit
 
 
 def swapped(*path: Any) -> Callable[[Any], None]:
     def edit(data: Any) -> None:
-        for key in path:
-            data = data[key]
-        data[0], data[1] = data[1], data[0]
+        found = inside(data, path)
+        found[0], found[1] = found[1], found[0]
 
     return edit
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("edit", "words"), [
     (setting("indices", "a.weight", "0", 0, to=True), r"indices\['a.weight'\]\[0\]: expected ints, found True"),
     (setting("indices", "a.weight", "0", 0, to=-1), r"indices\['a.weight'\]\[0\]: .*no new slices.*found -1"),
@@ -300,7 +328,7 @@ def swapped(*path: Any) -> Callable[[Any], None]:
     (swapped("indices", "a.bias", "0"), r"indices\['a.bias'\]\[0\]: .*in this order"),
     (swapped("indices", "g.weight", "1"), r"indices\['g.weight'\]\[1\]: expected"),
     (setting("indices", "a.weight", "7", to=[0]), r"units\['a.weight'\]|indices\['a.weight'\]\[7\]"),
-    (setting("indices", "a.weight", "x", to=[0]), r"a key of indices\['a.weight'\]: expected a dim"),
+    (setting("indices", "a.weight", "x", to=[0]), r"a key of (selection\.)?indices\['a.weight'\]: expected a dim"),
     (setting("shapes", "a.weight", 1, 0, to=5), r"indices\['a.weight'\]\[0\]: expected 5 positions"),
     (setting("shapes", "a.weight", 1, 2, to=5), r"shapes\['a.weight'\]\[1\]\[2\]: expected 1, as indices"),
     (setting("shapes", "a.weight", 1, to=[3]), r"shapes\['a.weight'\]\[1\]: expected a shape of 4 dims"),
@@ -315,23 +343,67 @@ def swapped(*path: Any) -> Callable[[Any], None]:
     (setting("certificate", "gap", to=-1), "certificate.gap: expected a finite number of at least 0"),
     (setting("certificate", "status", to="perfect"), "certificate.status: expected 'optimal' or"),
     (setting("certificate", "bound", to=10**400), "certificate.bound: expected a finite number"),
-    (setting("attributes", to=[["a", "groups", None, 1, 1]] * 2), r"attributes\[1\]: expected each attribute once"),
-    (setting("attributes", to=[["a", "groups", None, 1]]), r"attributes\[0\]: expected a list of 5"),
-    (setting("attributes", to=[["a", 7, None, 1, 1]]), r"attributes\[0\]\[1\]: expected a string, found 7"),
     (setting("notes", to=["\ud800"]), r"notes\[0\]: expected a string without lone surrogates"),
     (setting("program", to=[1]), r"program\[0\]: expected a string, found 1"),
     (setting("outputs", to=[[2.0]]), r"outputs\[0\]\[0\]: expected an int of at least 0, found 2.0"),
     (setting("example", to="{"), "example: expected JSON"),
     (setting("example", to='{"leaves": [1, 2], "tree": "[1]"}'), "example.tree: expected a list of 2"),
     (setting("extra", to=1), r"the plan: expected no entry but .*found \['extra'\]"),
-    (setting("version", to=True), "version: expected an int from 1 to 1, found True"),
+    (setting("version", to=True), "version: expected an int from 1 to 2, found True"),
+    (setting("version", to=0), "version: expected an int from 1 to 2, found 0"),
     (lambda data: data["units"].pop("a.bias"), r"units\['a.bias'\]: expected the dims"),
     (lambda data: data["shapes"].pop("a.bias"), "shapes: expected an entry 'a.bias'"),
     (setting("units", "a.bias", "0", to=[[[0, 3, 1]]]), r"units\['a.bias'\]\[0\]: expected runs of 12 positions"),
 ])  # fmt: skip
-def test_what_is_wrong_is_named(edit, words):
+def test_what_is_wrong_is_named(edit, words, version):
     with pytest.raises(PlanMismatchError, match=words):
-        sm.Plan.from_json(edited("ResNeXt", edit))
+        sm.Plan.from_json(edited("ResNeXt", version, edit))
+
+
+@pytest.mark.parametrize(("edit", "words"), [
+    (setting("attributes", to=[["a", "groups", None, 1, 1]] * 2), r"attributes\[1\]: expected each attribute once"),
+    (setting("attributes", to=[["a", "groups", None, 1]]), r"attributes\[0\]: expected a list of 5"),
+    (setting("attributes", to=[["a", 7, None, 1, 1]]), r"attributes\[0\]\[1\]: expected a string, found 7"),
+    (setting("edits", to=[]), r"the plan: expected no entry but .*found \['edits'\]"),
+    (setting("version", to=2), "the plan: expected an entry 'edits'"),
+])  # fmt: skip
+def test_what_is_wrong_in_version_1_is_named(edit, words):
+    with pytest.raises(PlanMismatchError, match=words):
+        sm.Plan.from_json(edited("ResNeXt", 1, edit))
+
+
+GROUPS = {"kind": "set_attribute", "module": "a", "name": "groups", "index": None, "before": 1, "after": 1}
+
+
+@pytest.mark.parametrize(("edit", "words"), [
+    (setting("edits", to=[GROUPS] * 2), r"attributes\[1\]: expected each attribute once"),
+    (setting("edits", to=[{**GROUPS, "name": 7}]), r"edits\[0\]\.name: expected a string, found 7"),
+    (setting("edits", to=[{**GROUPS, "more": 7}]), r"edits\[0\]: expected no entry but .*found \['more'\]"),
+    (setting("edits", to=[{"kind": "set_attribute"}]), r"edits\[0\]: expected an entry 'module'"),
+    (setting("edits", to=[{**GROUPS, "kind": "wid\n"}]), r"edits\[0\]\.kind: .*edit of kind 'wid\\+n', only set_"),
+    (setting("edits", to=[{**GROUPS, "kind": ["a"]}]), r"edits\[0\]\.kind: expected a string"),
+    (setting("edits", to=[{}]), r"edits\[0\]: expected an entry 'kind'"),
+    (setting("edits", to=[["a", "groups", None, 1, 1]]), r"edits\[0\]: expected an object"),
+    (setting("edits", to={}), "edits: expected a list"),
+    (setting("selection", to={}), "selection: expected an entry 'indices'"),
+    (setting("selection", "more", to=1), "selection: expected no entry but indices, found"),
+    (setting("attributes", to=[]), r"the plan: expected no entry but .*found \['attributes'\]"),
+    (setting("version", to=1), "the plan: expected an entry 'indices'"),
+])  # fmt: skip
+def test_what_is_wrong_in_version_2_is_named(edit, words):
+    with pytest.raises(PlanMismatchError, match=words):
+        sm.Plan.from_json(edited("ResNeXt", 2, edit))
+
+
+def test_an_edit_of_no_known_kind_is_refused_by_apply(monkeypatch):
+    model, _, plan = case("FusedQkv")
+    assert set(EDITORS) == set(EDITS) and plan.edits
+    monkeypatch.delitem(EDITORS, "set_attribute")
+    with pytest.raises(PlanMismatchError, match="makes no edit of kind 'set_attribute'"):
+        plan.apply(copy.deepcopy(model))
+    monkeypatch.delitem(EDITS, "set_attribute")
+    with pytest.raises(PlanMismatchError, match=r"edits\[0\]\.kind: .*no edit of kind 'set_attribute'"):
+        plan.apply(copy.deepcopy(model))
 
 
 def test_a_budget_may_be_an_int_of_any_size():
@@ -388,7 +460,7 @@ def test_a_plan_changed_in_memory_is_refused_by_apply(index):
     keep = plan.indices["0.weight"][0]
     wrong = [*index, *keep[2:]] if isinstance(index, list) else index
     assert wrong != keep or index == [True, 1]
-    broken = replace(plan, indices={**plan.indices, "0.weight": {**plan.indices["0.weight"], 0: wrong}})
+    broken = replace(plan, selection=Selection({**plan.indices, "0.weight": {**plan.indices["0.weight"], 0: wrong}}))
     model, optimizer = copy.deepcopy(trained("Mlp"))
     before = snapshot(model, optimizer)
     with pytest.raises(PlanMismatchError, match=r"indices\['0\.(weight|bias)'\]\[0\]"):
@@ -399,6 +471,6 @@ def test_a_plan_changed_in_memory_is_refused_by_apply(index):
 def test_an_attribute_that_is_no_int_is_refused():
     model, _, plan = case("FusedQkv")
     for name in ("training", "weight", "forward", "missing", "__class__"):
-        bad = replace(plan, attributes=(replace(plan.attributes[0], name=name), *plan.attributes[1:]))
+        bad = replace(plan, edits=(replace(plan.edits[0], name=name), *plan.edits[1:]))
         with pytest.raises(PlanMismatchError, match=f"{name} is no int of this model"):
             bad.apply(copy.deepcopy(model))

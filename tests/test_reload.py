@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import nets_attention  # noqa: F401  (enters its networks in the table)
 import nets_shapes  # noqa: F401
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from nets import NETS
 from oracles import assert_same, outputs
 from test_apply import planned, training_set
+from torch import nn
 
 import solvemut as sm
 
@@ -40,11 +42,49 @@ def test_json_round_trip_keeps_everything():
     model, args = training_set("ResNeXt")
     plan = planned(model, args)
     again = sm.Plan.from_json(plan.to_json())
-    for field in ("status", "objective", "bound", "gap", "sizes", "indices", "shapes", "costs", "attributes", "notes"):
+    for field in ("status", "objective", "bound", "gap", "sizes", "indices", "shapes", "costs", "attributes", "notes",
+                  "edits", "selection", "units", "back"):  # fmt: skip
         assert getattr(again, field) == getattr(plan, field), field
     assert str(again) == str(plan)
     data = json.loads(plan.to_json())
-    assert data["version"] == 1 and data["format"] == "solvemut-plan"
+    assert data["version"] == 2 and data["format"] == "solvemut-plan"
+
+
+class Saved(nn.Module):
+    """The model of data/plan_v1.json, which was written when plan files had version 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.parts = 3, [4, 6]
+        self.a = nn.Conv2d(3, 8, 3)
+        self.g = nn.Conv2d(8, 8, 3, groups=4)
+        self.b = nn.Linear(8, 10)
+        self.c, self.d = nn.Linear(4, 6), nn.Linear(6, 6)
+        self.e = nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.b(self.g(self.a(x).relu()).mean((2, 3)))
+        u, v = h.split(self.parts, 1)
+        y = self.c(u) + self.d(v)
+        return self.e(y.view(y.shape[0], self.heads, -1).softmax(-1).flatten(1))
+
+
+def test_a_file_of_version_1_loads_prints_and_applies():
+    path = Path(__file__).parent / "data" / "plan_v1.json"
+    old, plan = json.loads(path.read_text(encoding="utf-8")), sm.Plan.load(path)
+    assert old["version"] == 1 and plan.indices["a.bias"] == {0: old["indices"]["a.bias"]["0"]}
+    assert [[e.module, e.name, e.index, e.before, e.after] for e in plan.edits] == old["attributes"] != []
+    assert {"parts[0] 4 3", "heads 3 2"} <= {" ".join(line.split()) for line in str(plan).splitlines()}
+    again = sm.Plan.from_json(plan.to_json())
+    assert again == plan and str(again) == str(plan) and json.loads(plan.to_json())["version"] == 2
+    models = [Saved(), Saved()]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, one in zip(models, (plan, again), strict=True):
+        one.apply(model)
+        assert (model.heads, model.parts, model.g.groups, model.e.in_features) == (2, [3, 4], 4, 4)
+        assert {n: p.shape for n, p in model.named_parameters()} == {n: after for n, (_, after) in plan.shapes.items()}
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(models[0](x), models[1](x))
 
 
 @pytest.mark.parametrize("text", [
@@ -65,7 +105,7 @@ def test_json_of_a_later_version_and_with_pieces_missing():
     for key in data:
         with pytest.raises(sm.errors.PlanMismatchError):
             sm.Plan.from_json(json.dumps({k: v for k, v in data.items() if k != key}))
-    for key in ("indices", "shapes", "sizes", "costs", "attributes", "certificate"):
+    for key in ("selection", "edits", "units", "shapes", "sizes", "costs", "certificate"):
         for bad in (None, 3, "x", [[1]], {"0.weight": 7}):
             with pytest.raises(sm.errors.PlanMismatchError):
                 sm.Plan.from_json(json.dumps({**data, key: bad})).apply(copy.deepcopy(model))
