@@ -274,7 +274,7 @@ class Flow:
 
     def at_least(self, labels: np.ndarray, least: int, why: str) -> None:
         """So many of these labels must stay."""
-        if labels.size > least > 0:
+        if labels.size >= least > 0:
             self.facts.floors.append(Floor(labels, least, self.node, why))
 
     def reads_element(self, node: Node, index: int) -> bool:

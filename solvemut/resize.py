@@ -67,7 +67,7 @@ def new_shape(coupling: Coupling, x: Labels, kept: np.ndarray, where: str) -> tu
     for f in x.factors:
         found = rectangle(_mask(coupling, f.labels, kept), _ragged(coupling, f.labels))
         if found is None:
-            raise SolvemutError(f"the units kept leave no rectangle at {where}; please report this model")
+            raise SolvemutError(f"the units kept leave no rectangle at {where}; keep one of the layers before it")
         for d, n in zip(f.dims, found[0], strict=True):
             shape[d] = n
     return tuple(shape)

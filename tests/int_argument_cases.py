@@ -100,7 +100,10 @@ def index_select(h: torch.Tensor, d: int, m: Any) -> torch.Tensor:
 a = torch.ops.aten
 CASES: dict[str, list[Case]] = {
     # layers
-    "linear": every("row flat tokens", layer(lambda: nn.Linear(16, 12))),
+    "linear": [
+        *every("row flat tokens", layer(lambda: nn.Linear(16, 12))),
+        ("seq", extra(lambda: nn.Linear(8, 8), lambda m, h: m.extra(h.unflatten(1, (-1, 4))).flatten(1))),
+    ],
     "embedding": [
         ("flat", extra(lambda: nn.Embedding(7, 16, padding_idx=0), lambda m, h: h + m.extra(m.ids))),
         ("flat", extra(lambda: nn.Embedding(7, 16, padding_idx=-2), lambda m, h: h * m.extra(m.ids))),
@@ -509,6 +512,7 @@ CASES: dict[str, list[Case]] = {
         ("flat", lambda m, h: h.squeeze(-1)),
         ("flat", lambda m, h: h.squeeze((0, 1))),
         ("tokens", lambda m, h: h.squeeze(-2)),
+        ("tokens", lambda m, h: h.unflatten(2, (-1, 8)).flip(3).squeeze().flatten(2)),
         ("tokens", lambda m, h: heads(m, h).squeeze(2).transpose(2, -1).flatten(2)),
     ],
     "expand": [
@@ -666,6 +670,7 @@ CASES: dict[str, list[Case]] = {
         ("tokens", lambda m, h, g: torch.concat([h, g], -2)),
         ("tokens", lambda m, h, g: torch.concatenate([g, h], dim=-1)),
         ("tokens", lambda m, h, g: torch.cat([heads(m, h), heads(m, g)], -1).flatten(2)),
+        ("tokens", lambda m, h, g: torch.cat([heads(m, h).sum(0), heads(m, g).sum(0)], 1).flatten(1)),
         ("tokens", lambda m, h, g: torch.cat([heads(m, h), heads(m, g)], 2).flatten(2)),
         ("flat", lambda m, h: torch.cat([torch.zeros(0), h], 1)),
         ("flat", lambda m, h, g: torch.hstack([h, g])),

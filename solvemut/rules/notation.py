@@ -111,7 +111,8 @@ def _sizes(
     for token in work.split():
         if token == "...":
             n = len(node.shape) - (len(out) - 1)
-            found += [lead.shape[d] if lead.factor(d) is None else lead.dim(d) for d in range(n)]
+            fixed = [lead.shape[d] for d in range(n) if lead.factor(d) is None]
+            found += [*fixed, *(f.labels for f in lead.factors if f.dims[0] < n)]
         elif token.startswith("*") and token in out:
             found.append(prod(node.shape[out.index(token) :]))
         else:

@@ -276,6 +276,8 @@ def concatenate(flow: Flow, xs: list[Labels], d: int, shape_out: tuple[int, ...]
     along = next((f.dims for x in xs for f in x.factors if d in f.dims), (d,))
     units = [f.labels if (f := x.factor(d)) else np.zeros(tuple(x.shape[k] for k in along), dtype=np.int64) for x in xs]
     joined = np.concatenate(units, axis=along.index(d))
+    if len(along) > 1:
+        flow.rectangle(joined, [None] * len(along))
     shape = tuple(1 if k == d else s for k, s in enumerate(xs[0].shape))
     rest = [Labels(shape, tuple(f for f in x.factors if d not in f.dims)) for x in xs]
     others = broadcast(flow, rest, shape)
