@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,9 +270,20 @@ _MATH = ("log", "log2", "log10", "gcd", "lcm", "isqrt", "comb", "perm", "factori
 
 
 @contextlib.contextmanager
-def watched_math() -> Iterator[None]:
+def replaced(module: Any, names: Sequence[str], make: Callable[[Any], Any]) -> Iterator[None]:
+    """Within it `module` has `make(x)` for each x that it has under one of these names."""
+    saved = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    try:
+        for name, x in saved.items():
+            setattr(module, name, make(x))
+        yield
+    finally:
+        for name, x in saved.items():
+            setattr(module, name, x)
+
+
+def watched_math() -> contextlib.AbstractContextManager[None]:
     """Within it, what functions of `math` make of a tracked int counts as a number."""
-    saved = {name: getattr(math, name) for name in _MATH}
 
     def watched(f: Callable[..., Any]) -> Callable[..., Any]:
         def number(*args: Any) -> Any:
@@ -281,10 +292,4 @@ def watched_math() -> Iterator[None]:
 
         return number
 
-    try:
-        for name, f in saved.items():
-            setattr(math, name, watched(f))
-        yield
-    finally:
-        for name, f in saved.items():
-            setattr(math, name, f)
+    return replaced(math, _MATH, watched)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .provenance import Noted, TrackedInt, ints, note_number, noting, size_of, tracked, untracked, user_place
+from .provenance import Noted, TrackedInt, ints, note_number, noting, replaced, size_of, tracked, untracked, user_place
 from .trace import Call, Ref, Size
 
 KEY, ID, CALL = "solvemut_sizes", "solvemut_id", "solvemut_call"
@@ -276,25 +276,16 @@ def _title(func: Any) -> str:
     return f"{func.__self__.__name__}.{name}" if name in ("__get__", "__set__") else name
 
 
-@contextlib.contextmanager
-def python_functions_open() -> Iterator[None]:
+def python_functions_open() -> contextlib.AbstractContextManager[None]:
     """Let functions of torch.nn.functional that are written in Python run their bodies under a function mode.
 
     They would otherwise hand themselves to the mode as one call, and the sizes used within would stay unseen. Other
     threads find them as ever.
     """
-    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    module: Any = torch.nn.functional
-    saved = {n: getattr(module, n) for n in names if hasattr(module, n)}
     thread = threading.get_ident()
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
     def opened(f: Callable[..., bool]) -> Callable[..., bool]:
         return lambda *args: False if threading.get_ident() == thread else f(*args)
 
-    try:
-        for n, f in saved.items():
-            setattr(module, n, opened(f))
-        yield
-    finally:
-        for n, f in saved.items():
-            setattr(module, n, f)
+    return replaced(torch.nn.functional, names, opened)

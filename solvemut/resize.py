@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .coupling import Coupling, affine
+from .coupling import Coupling
 from .errors import SolvemutError
 from .flow import Flow
 from .labels import Labels, compressed, rectangle
+from .links import affine
 from .rules import apply_rule, slice_bounds
 from .trace import Node, Ref, Size, Trace
 

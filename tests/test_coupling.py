@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from solvemut.coupling import components, couple
+from solvemut.coupling import couple
 from solvemut.graph import Graph
 from solvemut.labels import Labels, compressed, rectangle, view_groups
+from solvemut.links import components
 from solvemut.resize import resize
 from solvemut.trace import Node, Param, Ref, Size, Trace
 

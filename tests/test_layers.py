@@ -22,7 +22,9 @@ LAYERS: dict[str, set[str]] = {
     "trace": {"errors"},
     "flow": {"labels", "trace"},
     "rules": {"flow"},
-    "coupling": {"rules"},
+    "links": {"flow"},
+    "analysis": {"links"},
+    "coupling": {"analysis", "rules"},
     "arguments": {"errors"},
     "constraints": {"arguments", "flow"},
     "costs": {"coupling", "constraints"},
@@ -40,7 +42,8 @@ LAYERS: dict[str, set[str]] = {
     "modules": set(),
     "recording": {"provenance"},
     "examples": {"errors"},
-    "tracing": {"examples", "listing", "modules", "recording"},
+    "reading": {"modules", "recording"},
+    "tracing": {"examples", "listing", "reading"},
     "values": {"graph", "interrupts"},
     "listing": {"trace"},
     "verify": {"listing", "modules", "plan", "tracing"},
@@ -54,7 +57,7 @@ LAYERS: dict[str, set[str]] = {
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
 TORCH = {
-    "examples", "modules", "wrappers", "problem", "provenance", "recording", "tracing", "values", "verify",
+    "examples", "modules", "wrappers", "problem", "provenance", "reading", "recording", "tracing", "values", "verify",
          "slices", "optimizers", "apply", "builder", *FACADES}  # fmt: skip
 ORTOOLS = {"solver", "program"}
 

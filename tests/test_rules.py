@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from solvemut.coupling import components
 from solvemut.flow import Flow
 from solvemut.labels import Factor, Labels
+from solvemut.links import components
 from solvemut.rules import RULES, apply_rule
 from solvemut.tracing import trace_module
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..coupling import Coupling, Rows
+from ..coupling import Coupling
 from ..errors import RequestError
 from ..flow import Extent
 from ..labels import FIXED
+from ..links import Rows
 
 MOST_LEVELS = 4096  # what one choice may offer
 
