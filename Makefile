@@ -39,6 +39,7 @@ test: $(VENV)/.solvemut-test
 
 lint: $(VENV)/.solvemut-dev
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 bench: $(VENV)/.solvemut-demo

@@ -49,8 +49,15 @@ import solvemut as sm
 from solvemut.values import unit_values
 
 MODELS = (
-    "resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "regnet_y_400mf", "convnext_tiny", "vit_b_16",
-)  # fmt: skip
+    "resnet18",
+    "resnet50",
+    "vgg16_bn",
+    "mobilenet_v2",
+    "densenet121",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "vit_b_16",
+)
 QUICK = ("resnet18", "mobilenet_v2")
 FRACTION, MULTIPLE, SECONDS = 0.5, 8, 60.0
 LEAST_USED, LARGEST_GAP, OPTIMAL = 0.995, 0.005, 1e-5
@@ -209,9 +216,14 @@ def run_ours(name: str, batch: int, limit: float, gap: float) -> dict[str, Any]:
         "counts_agree": graph.flops.now == before and plan.costs["flops"].after == count_flops(model, x),
         "used": count_flops(model, x) / (FRACTION * before),
         "value": value_kept(graph, values, plan.indices),
-        "gap": plan.gap, "status": plan.status, "solver": plan.solver,
-        "capture_s": captured - start, "solve_s": solved - captured, "apply_s": applied - solved, "cpu_s": cpu,
-    }  # fmt: skip
+        "gap": plan.gap,
+        "status": plan.status,
+        "solver": plan.solver,
+        "capture_s": captured - start,
+        "solve_s": solved - captured,
+        "apply_s": applied - solved,
+        "cpu_s": cpu,
+    }
     for dtype in (torch.float32, torch.float64):  # indexing is exact in both, so the pruned model may be converted
         reference = copy.deepcopy(original).to(dtype)
         d, moves, told = difference(model.to(dtype), reference, plan.indices, x.to(dtype))
@@ -248,10 +260,15 @@ def make_pruner(model: nn.Module, x: torch.Tensor, ratio: float, steps: int) -> 
 
     heads = [m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
     return tp.pruner.MetaPruner(
-        model, x, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True, pruning_ratio=ratio,
-        iterative_steps=steps, ignored_layers=[m for m in model.modules() if getattr(m, "out_features", 0) == 1000],
+        model,
+        x,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        pruning_ratio=ratio,
+        iterative_steps=steps,
+        ignored_layers=[m for m in model.modules() if getattr(m, "out_features", 0) == 1000],
         round_to=math.lcm(MULTIPLE, *heads),  # its rule for nn.MultiheadAttention: whole channels for every head
-    )  # fmt: skip
+    )
 
 
 def peer_step(pruner: Any, model: nn.Module) -> None:
@@ -311,8 +328,15 @@ def run_peer(name: str, batch: int) -> dict[str, Any]:
             continue
         seconds, kept = time.perf_counter() - start, read_tags(pruned, shapes)
         d, _, _ = difference(pruned, copy.deepcopy(original), kept, x)
-        found.append({"way": way.__name__, "used": count_flops(pruned, x) / budget, "float32": d, "seconds": seconds,
-                      "value": value_kept(graph, values, kept)})  # fmt: skip
+        found.append(
+            {
+                "way": way.__name__,
+                "used": count_flops(pruned, x) / budget,
+                "float32": d,
+                "seconds": seconds,
+                "value": value_kept(graph, values, kept),
+            }
+        )
     return {"errors": errors, "ways": found, **max(found, key=lambda f: f["value"], default={})}
 
 
@@ -321,8 +345,20 @@ def run_peer(name: str, batch: int) -> dict[str, Any]:
 
 def in_child(side: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One side of one model in a process of its own; a crash is a result."""
-    command = [sys.executable, __file__, "--side", side, "--models", name, "--batch", str(options.batch),
-               "--time-limit", str(options.time_limit), "--gap", str(options.gap)]  # fmt: skip
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        side,
+        "--models",
+        name,
+        "--batch",
+        str(options.batch),
+        "--time-limit",
+        str(options.time_limit),
+        "--gap",
+        str(options.gap),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS)
     except subprocess.TimeoutExpired:
@@ -365,8 +401,23 @@ def targets(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, str]:
     return told
 
 
-HEAD = ("model", "budget used", "gap", "value", "diff f32", "diff f64", "capture", "solve", "apply", "CPU",
-        "TP used", "TP value", "TP diff", "TP s", "TP way")  # fmt: skip
+HEAD = (
+    "model",
+    "budget used",
+    "gap",
+    "value",
+    "diff f32",
+    "diff f64",
+    "capture",
+    "solve",
+    "apply",
+    "CPU",
+    "TP used",
+    "TP value",
+    "TP diff",
+    "TP s",
+    "TP way",
+)
 
 
 def cells(name: str, ours: Mapping[str, Any], peer: Mapping[str, Any]) -> list[str]:

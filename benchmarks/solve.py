@@ -189,9 +189,15 @@ def line(row: dict[str, Any]) -> str:
         return ROW.format(row["instance"], row["error"][:44], *[""] * 5, "failed")
     proof = "proven" if row["target_gap"] == 0 else f"{row['target_gap']:.0e}"
     return ROW.format(
-        row["instance"], row["way"][:44], f"{row['seconds']:.2f}", f"{row['gap']:.1e}", f"{row['bound']:.2f}",
-        f"{row['memory_mib']:.0f}", f"{proof} in {row['target_seconds']:g} s", "hit" if row["hit"] else "missed",
-    )  # fmt: skip
+        row["instance"],
+        row["way"][:44],
+        f"{row['seconds']:.2f}",
+        f"{row['gap']:.1e}",
+        f"{row['bound']:.2f}",
+        f"{row['memory_mib']:.0f}",
+        f"{proof} in {row['target_seconds']:g} s",
+        "hit" if row["hit"] else "missed",
+    )
 
 
 def reached(trace: Trace, gap: float) -> float | None:

@@ -164,9 +164,15 @@ def optimal_taylor(model: nn.Module, optimizer: torch.optim.Optimizer, data: Dig
 def optimal_floors(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
     values = sm.values.taylor(data.batches(), lambda model, batch: loss(model(batch[0]), batch[1]))
     return sm.prune(
-        model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, gap=0, optimizer=optimizer,
+        model,
+        data.train_x[:1],
+        flops=FLOPS,
+        params=PARAMS,
+        values=values,
+        gap=0,
+        optimizer=optimizer,
         constraints=lambda graph: [3 * v.out >= v.nout for v in graph.vertices if v.makes_units],
-    )  # fmt: skip
+    )
 
 
 def uniform(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:

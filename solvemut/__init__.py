@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Graph": "graph", "Vertex": "graph", "Mutator": "mutator", "Plan": "apply", "Problem": "problem",
-    "capture": "mutator", "prune": "mutator",
-}  # fmt: skip
+    "Graph": "graph",
+    "Vertex": "graph",
+    "Mutator": "mutator",
+    "Plan": "apply",
+    "Problem": "problem",
+    "capture": "mutator",
+    "prune": "mutator",
+}
 _MODULES = ("errors", "program", "values")
 __all__ = ["Graph", "Mutator", "Plan", "Problem", "Vertex", "capture", "errors", "program", "prune", "values"]
 

@@ -10,27 +10,27 @@ from typing import Any
 
 from torch import nn
 
-from .apply import Optimizers, Plan
+from .apply import Optimizers, Plan, check_how, optimizers_of
 from .arguments import flag, names, shown
-from .constraints import asked, budget_of
 from .coupling import couple
 from .errors import CaptureError, PlanMismatchError, RequestError, UnsupportedOpError
-from .examples import MODES, check_methods, check_modes, examples_of, to_text
 from .graph import Graph
 from .interrupts import deferred
-from .optimizers import optimizers_of
 from .problem import Problem, check_fresh
 from .report import one_line, short
-from .tracing import trace_examples
+from .requests import asked, budget_of
+from .tracing import MODES, check_methods, check_modes, examples_of, to_text, trace_examples, unwrapped
 from .values import Values
-from .verify import check_how
-from .wrappers import unwrapped
 
 
 def capture(
-    model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, strict: bool = False,
-    modes: str | Sequence[str] = MODES, methods: Mapping[str, Any] | None = None,
-) -> Graph:  # fmt: skip
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    modes: str | Sequence[str] = MODES,
+    methods: Mapping[str, Any] | None = None,
+) -> Graph:
     """The graph of a model: vertices, sizes, coupled groups, costs, and why something is frozen. Changes nothing.
 
     `args` is one input or a tuple of them. With strict=True an operation without a rule raises UnsupportedOpError; else
@@ -94,10 +94,16 @@ class Mutator:
     """
 
     def __init__(
-        self, model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None,
-        optimizer: Optimizers = None, strict: bool = False, followers: Sequence[nn.Module] = (),
-        modes: str | Sequence[str] = MODES, methods: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+        optimizer: Optimizers = None,
+        strict: bool = False,
+        followers: Sequence[nn.Module] = (),
+        modes: str | Sequence[str] = MODES,
+        methods: Mapping[str, Any] | None = None,
+    ) -> None:
         optimizers_of(optimizer)
         followers = () if followers is None else [followers] if isinstance(followers, nn.Module) else followers
         if not isinstance(followers, Sequence):
@@ -185,10 +191,16 @@ class Mutator:
 
 
 def prune(
-    model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, *,
-    optimizer: Optimizers = None, followers: Sequence[nn.Module] = (), modes: str | Sequence[str] = MODES,
-    methods: Mapping[str, Any] | None = None, **request: Any,
-) -> Plan:  # fmt: skip
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    optimizer: Optimizers = None,
+    followers: Sequence[nn.Module] = (),
+    modes: str | Sequence[str] = MODES,
+    methods: Mapping[str, Any] | None = None,
+    **request: Any,
+) -> Plan:
     """Prune a model in place: `Mutator(model, args, kwargs, optimizer, ...).prune(**request)`."""
     mutator = Mutator(model, args, kwargs, optimizer, followers=followers, modes=modes, methods=methods)
     return mutator.prune(**request)

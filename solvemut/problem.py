@@ -12,20 +12,17 @@ import numpy as np
 from .apply import Plan
 from .arguments import flag, names, one_of, search_limits, shown, whole
 from .compile import Compiled, Question, Worth, compile_program, explained
-from .constraints import Budget, Cost, Request, flat, owners
 from .coupling import couple
 from .edits import Selection, SetAttribute
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .interrupts import Heard
-from .listing import listing
-from .plan import PlanCost, as_lists
-from .planfile import runs
+from .plan import PlanCost, Resized, as_lists, resize, runs
 from .program import Progress, Solution
 from .progress import Reporter
 from .report import one_line
-from .resize import Resized, resize
-from .trace import Size
+from .requests import Budget, Cost, Request, flat, owners
+from .trace import Size, listing
 from .values import Metric, Values, magnitude, unit_values
 
 INTERRUPTS = ("raise", "return")
@@ -85,9 +82,13 @@ class Problem:
         self.multiple = None if k is None else whole(k, f"round_to={shown(k)}", least=1)
 
     def solve(
-        self, time_limit: float | None = 60.0, gap: float = 1e-3, seed: int = 0, progress: bool | None = None,
+        self,
+        time_limit: float | None = 60.0,
+        gap: float = 1e-3,
+        seed: int = 0,
+        progress: bool | None = None,
         on_interrupt: str = "raise",
-    ) -> Plan:  # fmt: skip
+    ) -> Plan:
         """The best plan found within `time_limit` seconds, proven to the relative `gap` asked for unless time is up.
 
         With time_limit=None it goes on until then. Raises InfeasibleError with the smallest conflict, TimeLimitError if
@@ -107,9 +108,7 @@ class Problem:
         note = f"interrupted after {plan.seconds:.1f} s: the best plan found by then"
         return replace(plan, status="interrupted", notes=(note, *plan.notes))
 
-    def _solve(
-        self, time_limit: float, gap: Any, seed: int, progress: bool | None, ctrl_c: Heard
-    ) -> tuple[Plan, bool]:  # fmt: skip
+    def _solve(self, time_limit: float, gap: Any, seed: int, progress: bool | None, ctrl_c: Heard) -> tuple[Plan, bool]:
         """The plan, and whether Ctrl-C ended the search."""
         start = time.perf_counter()
         value = unit_values(self.values, self.graph.model, self.graph)
@@ -151,10 +150,16 @@ class Problem:
         costs = self._costs(kept, after)
         self._check(solution, compiled, kept, after)
         return Plan(
-            solution.status, float(solution.objective), float(solution.bound), float(solution.gap), seconds,
+            solution.status,
+            float(solution.objective),
+            float(solution.bound),
+            float(solution.gap),
+            seconds,
             solution.solver,
             {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
-            Selection(_indices(resized)), _shapes(graph, resized), costs,
+            Selection(_indices(resized)),
+            _shapes(graph, resized),
+            costs,
             tuple(_attribute(a, trace.attributes[a], v) for a, v in resized.attributes.items()),
             (*graph.notes, *compiled.notes),
             trace.root,
@@ -164,7 +169,7 @@ class Problem:
             listing(resized.trace),
             after,
             _units(graph, resized, kept),
-        )  # fmt: skip
+        )
 
     def _costs(self, kept: np.ndarray, after: Graph) -> dict[str, PlanCost]:
         """The model's costs, then those that the caller built."""
@@ -212,8 +217,10 @@ def check_fresh(graph: Graph) -> None:
     params = [p for p in (*graph.trace.params.values(), *graph.trace.unused) if p.kind != "constant"]
     told = [
         f"{n} {f'has shape {now[n]}' if n in now else 'is gone'}, captured was {p.shape}"
-        for p in params for n in (p.name, *p.aliases) if now.get(n) != p.shape
-    ]  # fmt: skip
+        for p in params
+        for n in (p.name, *p.aliases)
+        if now.get(n) != p.shape
+    ]
     if told:
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
         raise RequestError(

@@ -36,9 +36,20 @@ from .solver.solution import Check, Explanation, Progress, Solution, Step
 from .solver.statement import Budget, Statement, Sum
 
 __all__ = [
-    "Affine", "Check", "Explanation", "InfeasibleError", "Program", "ProgramError", "Progress", "RankOne", "Relation",
-    "Solution", "Step", "TimeLimitError", "Width",
-]  # fmt: skip
+    "Affine",
+    "Check",
+    "Explanation",
+    "InfeasibleError",
+    "Program",
+    "ProgramError",
+    "Progress",
+    "RankOne",
+    "Relation",
+    "Solution",
+    "Step",
+    "TimeLimitError",
+    "Width",
+]
 
 Callback = Callable[[Progress], Any]
 Handle = Width | str
@@ -240,13 +251,21 @@ class Program:
             tuple(self._widths),
             tuple(self._values.get(stage, Sum()) for stage in stages),
             tuple(self._senses.get(stage, "max") for stage in stages),
-            dict(self._costs), dict(self._budgets), dict(self._relations), dict(self._fixed), dict(self._hint),
-        )  # fmt: skip
+            dict(self._costs),
+            dict(self._budgets),
+            dict(self._relations),
+            dict(self._fixed),
+            dict(self._hint),
+        )
 
     def solve(
-        self, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0, callback: Callback | None = None,
+        self,
+        time_limit: float | None = 60.0,
+        gap: float = 0.0,
+        seed: int = 0,
+        callback: Callback | None = None,
         engine: str = "auto",
-    ) -> Solution:  # fmt: skip
+    ) -> Solution:
         """The best choice, proven to the relative ``gap`` asked for unless the time limit (seconds) is reached.
 
         ``callback`` is given a :class:`Progress` as the search goes on, and stops it by returning True; so does

@@ -16,9 +16,15 @@ from torch.nn import functional as F
 
 WIDTH = 16
 INPUTS = {
-    "row": (6,), "flat": (3, 6), "tokens": (2, 5, 6), "line": (6, 8), "frame": (6, 6, 6), "seq": (2, 6, 8),
-    "image": (2, 6, 6, 6), "volume": (2, 6, 4, 4, 4),
-}  # fmt: skip
+    "row": (6,),
+    "flat": (3, 6),
+    "tokens": (2, 5, 6),
+    "line": (6, 8),
+    "frame": (6, 6, 6),
+    "seq": (2, 6, 8),
+    "image": (2, 6, 6, 6),
+    "volume": (2, 6, 4, 4, 4),
+}
 SPACE = {"line": 1, "frame": 2, "seq": 1, "image": 2, "volume": 3}
 CONVS: list[Any] = [nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d]
 Case = tuple[str, Callable[..., Any]]

@@ -83,14 +83,27 @@ def LinearOnTokens() -> nn.Module:
 
 @net((2, 3, 12), free="0 3")
 def Chain1d() -> nn.Module:
-    return Seq(nn.Conv1d(3, 10, 3), nn.BatchNorm1d(10), nn.ReLU(), nn.Conv1d(10, 8, 3, stride=2), nn.MaxPool1d(2),
-               nn.Conv1d(8, 2, 1))  # fmt: skip
+    return Seq(
+        nn.Conv1d(3, 10, 3),
+        nn.BatchNorm1d(10),
+        nn.ReLU(),
+        nn.Conv1d(10, 8, 3, stride=2),
+        nn.MaxPool1d(2),
+        nn.Conv1d(8, 2, 1),
+    )
 
 
 @net(IMAGE, free="0 3")
 def Chain2d() -> nn.Module:
-    return Seq(nn.Conv2d(3, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU6(),
-               nn.Conv2d(10, 8, 3, dilation=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))  # fmt: skip
+    return Seq(
+        nn.Conv2d(3, 10, 3, padding=1, bias=False),
+        nn.BatchNorm2d(10),
+        nn.ReLU6(),
+        nn.Conv2d(10, 8, 3, dilation=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
 
 
 @net((1, 2, 5, 5, 5), free="0 3")
@@ -100,14 +113,22 @@ def Chain3d() -> nn.Module:
 
 @net((2, 3, 6), free="0 2")
 def Up1d() -> nn.Module:
-    return Seq(nn.ConvTranspose1d(3, 10, 2, stride=2), nn.Hardswish(), nn.ConvTranspose1d(10, 6, 3, bias=False),
-               nn.Conv1d(6, 2, 1))  # fmt: skip
+    return Seq(
+        nn.ConvTranspose1d(3, 10, 2, stride=2),
+        nn.Hardswish(),
+        nn.ConvTranspose1d(10, 6, 3, bias=False),
+        nn.Conv1d(6, 2, 1),
+    )
 
 
 @net((2, 3, 4, 4), free="0 1")
 def Up2d() -> nn.Module:
-    return Seq(nn.ConvTranspose2d(3, 10, 2, stride=2), nn.ConvTranspose2d(10, 6, 3, output_padding=1, stride=2),
-               nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1))  # fmt: skip
+    return Seq(
+        nn.ConvTranspose2d(3, 10, 2, stride=2),
+        nn.ConvTranspose2d(10, 6, 3, output_padding=1, stride=2),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 2, 1),
+    )
 
 
 @net((1, 2, 3, 3, 3), free="0")
@@ -117,8 +138,13 @@ def Up3d() -> nn.Module:
 
 @net((2, 3, 4, 4), free="0 2")
 def UpGrouped() -> nn.Module:
-    return Seq(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.ConvTranspose2d(12, 18, 2, stride=2, groups=3), nn.ReLU(),
-               nn.Conv2d(18, 2, 1))  # fmt: skip
+    return Seq(
+        nn.Conv2d(3, 12, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(12, 18, 2, stride=2, groups=3),
+        nn.ReLU(),
+        nn.Conv2d(18, 2, 1),
+    )
 
 
 @net((2, 3, 4, 4), free="0 2")
@@ -148,14 +174,26 @@ def Grouped() -> nn.Module:
 
 @net(IMAGE, free="0 2 4")
 def GroupedChain() -> nn.Module:
-    return Seq(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 16, 3, groups=4, bias=False), nn.BatchNorm2d(16),
-               nn.Conv2d(16, 12, 1, groups=4), nn.Conv2d(12, 2, 1))  # fmt: skip
+    return Seq(
+        nn.Conv2d(3, 12, 1),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, groups=4, bias=False),
+        nn.BatchNorm2d(16),
+        nn.Conv2d(16, 12, 1, groups=4),
+        nn.Conv2d(12, 2, 1),
+    )
 
 
 @net(IMAGE, free="0 2")
 def GroupedRegrouped() -> nn.Module:
-    return Seq(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=2), nn.ReLU(),
-               nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 2, 1))  # fmt: skip
+    return Seq(
+        nn.Conv2d(3, 12, 1),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 1, groups=3),
+        nn.Conv2d(12, 2, 1),
+    )
 
 
 @net(IMAGE, free="0")
@@ -175,8 +213,14 @@ def GroupNormEach() -> nn.Module:
 
 @net(IMAGE, free="0 3")
 def InstanceNorm() -> nn.Module:
-    return Seq(nn.Conv2d(3, 12, 3), nn.InstanceNorm2d(12, affine=True, track_running_stats=True), nn.ReLU(),
-               nn.Conv2d(12, 6, 1), nn.InstanceNorm2d(6), nn.Conv2d(6, 2, 1))  # fmt: skip
+    return Seq(
+        nn.Conv2d(3, 12, 3),
+        nn.InstanceNorm2d(12, affine=True, track_running_stats=True),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 1),
+        nn.InstanceNorm2d(6),
+        nn.Conv2d(6, 2, 1),
+    )
 
 
 @net((3, 5), free="0 3")
@@ -211,9 +255,16 @@ def PreluOnFeatures() -> nn.Module:
 
 @net(IMAGE, free="0 3")
 def Pools() -> nn.Module:
-    return Seq(nn.Conv2d(3, 10, 3, padding=1), nn.AvgPool2d(2), nn.Upsample(scale_factor=2),
-               nn.Conv2d(10, 8, 1), nn.AdaptiveMaxPool2d(2), nn.Upsample(size=(3, 3), mode="bilinear"),
-               nn.Dropout2d(0.5), nn.Conv2d(8, 2, 1))  # fmt: skip
+    return Seq(
+        nn.Conv2d(3, 10, 3, padding=1),
+        nn.AvgPool2d(2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(10, 8, 1),
+        nn.AdaptiveMaxPool2d(2),
+        nn.Upsample(size=(3, 3), mode="bilinear"),
+        nn.Dropout2d(0.5),
+        nn.Conv2d(8, 2, 1),
+    )
 
 
 # -- coupling by arithmetic --------------------------------------------------------------------------------------------

@@ -245,7 +245,10 @@ class Vit(nn.Module):
         super().__init__()
         self.num_heads = 2
         self.patch, self.token, self.place = (
-            nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.zeros(1, 5, 8)))  # fmt: skip
+            nn.Conv2d(3, 8, 4, 4),
+            nn.Parameter(torch.zeros(1, 1, 8)),
+            nn.Parameter(torch.zeros(1, 5, 8)),
+        )
         self.norm1, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
         self.norm2, self.fc1, self.fc2, self.head = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 2)
 

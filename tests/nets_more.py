@@ -26,9 +26,14 @@ class ComputedWeight(nn.Module):
 
 @net(IMAGE, free="0")
 def Paddings() -> nn.Module:
-    return Seq(nn.Conv2d(3, 8, 3, padding="same"), nn.ReLU(inplace=True),
-               nn.Conv2d(8, 10, 3, padding=1, padding_mode="circular"), nn.ReflectionPad2d(1), nn.ZeroPad2d(1),
-               nn.Conv2d(10, 2, 3, padding=1, padding_mode="replicate"))  # fmt: skip
+    return Seq(
+        nn.Conv2d(3, 8, 3, padding="same"),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 10, 3, padding=1, padding_mode="circular"),
+        nn.ReflectionPad2d(1),
+        nn.ZeroPad2d(1),
+        nn.Conv2d(10, 2, 3, padding=1, padding_mode="replicate"),
+    )
 
 
 @net(IMAGE, free="stem a b")
@@ -36,7 +41,11 @@ class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.a, self.b, self.head = (
-            nn.Conv2d(3, 8, 1), nn.Conv2d(8, 10, 1), nn.Conv2d(10, 8, 1), nn.Conv2d(8, 2, 1))  # fmt: skip
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 10, 1),
+            nn.Conv2d(10, 8, 1),
+            nn.Conv2d(8, 2, 1),
+        )
 
     def forward(self, x):
         x = self.stem(x)

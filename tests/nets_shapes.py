@@ -158,7 +158,11 @@ class ShuffleUnit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.head1, self.head = (
-            nn.Conv2d(3, 12, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(12, 8, 1), nn.Conv2d(8, 2, 1))  # fmt: skip
+            nn.Conv2d(3, 12, 1),
+            nn.Conv2d(6, 6, 1),
+            nn.Conv2d(12, 8, 1),
+            nn.Conv2d(8, 2, 1),
+        )
 
     def forward(self, x):
         u, v = self.a(x).chunk(2, 1)
@@ -175,7 +179,11 @@ class SwappedHalvesAdded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.a, self.b, self.head = (
-            nn.Conv2d(12, 12, 1), nn.Conv2d(12, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1))  # fmt: skip
+            nn.Conv2d(12, 12, 1),
+            nn.Conv2d(12, 8, 1),
+            nn.Conv2d(8, 8, 1),
+            nn.Conv2d(8, 2, 1),
+        )
 
     def forward(self, x):
         x = self.stem(x)

@@ -50,8 +50,9 @@ def sliced(t: torch.Tensor, dims: dict[int, Any]) -> torch.Tensor:
     for d, index in dims.items():
         if isinstance(index[0], list) and a.shape[d] != 1:
             per = a.shape[0] // len(index)
-            a = np.stack([np.stack([a[r].take(i, axis=d - 1) for i in index[r // per]], axis=d - 1)
-                          for r in range(a.shape[0])])  # fmt: skip
+            a = np.stack(
+                [np.stack([a[r].take(i, axis=d - 1) for i in index[r // per]], axis=d - 1) for r in range(a.shape[0])]
+            )
     return torch.from_numpy(a)
 
 
@@ -409,15 +410,23 @@ def failing_after(k: int, function: Any) -> tuple[Any, list[int]]:
     return wrapped, calls
 
 
-STEPS = ("apply.select", "optimizers.select", "apply._swap", "optimizers._swap_state", "apply._make_edits",
-         "apply._repeat_sizes", "apply._assign", "apply.verify_program")  # fmt: skip
+STEPS = (
+    "swap.select",
+    "optimizer.select",
+    "swap._swap",
+    "optimizer._swap_state",
+    "plan.make_edits",
+    "plan.repeat_sizes",
+    "attributes._assign",
+    "plan.verify_program",
+)
 
 
 @pytest.mark.parametrize("where", STEPS)
 def test_failure_at_every_step_changes_nothing(where, monkeypatch):
     """Each function of the way is made to fail at its first, second, ... call, until apply comes through."""
     room_name, where = where.split(".")
-    room = importlib.import_module(f"solvemut.{room_name}")
+    room = importlib.import_module(f"solvemut.apply.{room_name}")
     model, args = training_set("ResNeXt")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     step(model, args, optimizer)
@@ -441,7 +450,7 @@ def test_failure_at_every_step_changes_nothing(where, monkeypatch):
 
 def test_failure_in_the_middle_of_swapping_changes_nothing(monkeypatch):
     """The swap itself fails half way, also between a tensor's data and its gradient."""
-    import solvemut.apply as room
+    import solvemut.apply.swap as room
 
     model, args = training_set("ResNeXt")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -39,8 +39,11 @@ def test_the_state_of_each_of_several_optimizers_follows():
     model, args = training_set("Residual")
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() == 1]
-    optimizers = [torch.optim.AdamW(decay, lr=1e-3), torch.optim.SGD(rest, lr=1e-2, momentum=0.9),
-                  torch.optim.RMSprop(model.a.parameters(), lr=1e-4)]  # fmt: skip
+    optimizers = [
+        torch.optim.AdamW(decay, lr=1e-3),
+        torch.optim.SGD(rest, lr=1e-2, momentum=0.9),
+        torch.optim.RMSprop(model.a.parameters(), lr=1e-4),
+    ]
     for optimizer in optimizers:
         step(model, args, optimizer)
     before = [state_of(model, o) for o in optimizers]
@@ -103,8 +106,11 @@ def test_state_in_lists_and_dicts_follows():
     plan.apply(model, optimizer)
     for n, p in model.named_parameters():
         dims, new, old = plan.indices.get(n, {}), optimizer.state[p], before[n]
-        for a, b in ((new["history"][0], old["history"][0]), (new["history"][1], old["history"][1]),
-                     (new["more"]["deep"][0], old["more"]["deep"][0])):  # fmt: skip
+        for a, b in (
+            (new["history"][0], old["history"][0]),
+            (new["history"][1], old["history"][1]),
+            (new["more"]["deep"][0], old["more"]["deep"][0]),
+        ):
             assert torch.equal(a.double(), sliced(b, dims))
         assert type(new["more"]["deep"]) is tuple and new["more"]["deep"][1] == 7 and new["step"] == 3
 
@@ -205,7 +211,7 @@ def test_lbfgs_is_put_back_when_apply_fails(how, monkeypatch):
         raise ZeroDivisionError
 
     if how == "program":
-        monkeypatch.setattr("solvemut.apply.verify_program", fail)
+        monkeypatch.setattr("solvemut.apply.plan.verify_program", fail)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ZeroDivisionError if how == "program" else UserWarning):
@@ -442,8 +448,14 @@ def test_the_mode_of_the_caller_leaves_no_mark(within):
         grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         x = tuple(a.clone() for a in args)
         data = [(x[0], torch.zeros(()))]
-        plan = sm.prune(model, x, params=0.5, optimizer=optimizer, followers=[average],
-                        values=sm.values.taylor(data, lambda y, t: (y - t).square().mean()))  # fmt: skip
+        plan = sm.prune(
+            model,
+            x,
+            params=0.5,
+            optimizer=optimizer,
+            followers=[average],
+            values=sm.values.taylor(data, lambda y, t: (y - t).square().mean()),
+        )
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (grad, inference)
     found = [*tensors(model).values(), *tensors(average).values(), *(p.grad for p in model.parameters())]
     found += [v for s in optimizer.state.values() for v in s.values()]
@@ -480,7 +492,7 @@ def test_a_model_built_in_inference_mode_is_refused_in_words():
 
 
 def test_the_gradient_mode_comes_back_after_a_failure(monkeypatch):
-    import solvemut.apply as room
+    import solvemut.apply.plan as room
 
     def fail(*args: Any) -> None:
         torch.set_grad_enabled(False)

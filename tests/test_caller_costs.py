@@ -12,9 +12,9 @@ from nets import NETS
 from oracles import randomise
 
 import solvemut as sm
-from solvemut.constraints import Budget, Cost, Monomial
 from solvemut.errors import RequestError, SolvemutError
 from solvemut.flow import Extent
+from solvemut.requests import Budget, Cost, Monomial
 
 
 def graph_of(name: str) -> Any:
@@ -119,14 +119,17 @@ def test_a_program_that_counts_wrongly_is_found_out(monkeypatch):
         solved(graph, {"0": np.r_[np.full(6, 5.0), np.ones(6)]}, cost_of(graph, mine) <= 2)
 
 
-@pytest.mark.parametrize("make", [
-    lambda g: Cost("x", (Monomial(1, (Extent(np.array([10**9])),)),), g.coupling),
-    lambda g: Cost("x", (Monomial(1, (Extent(np.array([-1])),)),), g.coupling),
-    lambda g: Cost("x", (Monomial(1, (Extent(np.array([0.5])),)),), g.coupling),
-    lambda g: Cost("x", (Monomial(1, ("a",)),), g.coupling),  # type: ignore[arg-type]
-    lambda g: Cost("x", (3,), g.coupling),  # type: ignore[arg-type]
-    lambda g: Cost("x", (), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: Cost("x", (Monomial(1, (Extent(np.array([10**9])),)),), g.coupling),
+        lambda g: Cost("x", (Monomial(1, (Extent(np.array([-1])),)),), g.coupling),
+        lambda g: Cost("x", (Monomial(1, (Extent(np.array([0.5])),)),), g.coupling),
+        lambda g: Cost("x", (Monomial(1, ("a",)),), g.coupling),  # type: ignore[arg-type]
+        lambda g: Cost("x", (3,), g.coupling),  # type: ignore[arg-type]
+        lambda g: Cost("x", (), None),
+    ],
+)
 def test_costs_of_nothing_in_this_graph_are_refused(make):
     graph = graph_of("Mlp")
     with pytest.raises(RequestError):

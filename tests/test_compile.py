@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from test_caller_costs import cost_of, graph_of, part
 
 from solvemut.compile import Curve, Question, Worth, compile_program
-from solvemut.constraints import Cost, Monomial, Switch, Table
 from solvemut.errors import InfeasibleError, RequestError, ValuesError
 from solvemut.flow import Extent
+from solvemut.requests import Cost, Monomial, Switch, Table
 
 
 def free_units(graph: Any, name: str) -> np.ndarray:
@@ -131,8 +131,15 @@ def test_tables_over_one_size_and_two_against_brute_force(data, limit):
     numbers = st.integers(0, 12)
     one = np.array(data.draw(st.lists(numbers, min_size=4, max_size=4)))
     two = np.array(data.draw(st.lists(numbers, min_size=20, max_size=20))).reshape(5, 4)
-    cost = Cost("mine", (Table(one, (extent("b"),)), Table(two, (extent("a"), extent("b")), "pair"),
-                         Monomial(1, (extent("a"), extent("b")))), NET.coupling)  # fmt: skip
+    cost = Cost(
+        "mine",
+        (
+            Table(one, (extent("b"),)),
+            Table(two, (extent("a"), extent("b")), "pair"),
+            Monomial(1, (extent("a"), extent("b"))),
+        ),
+        NET.coupling,
+    )
     value = np.zeros(NET.coupling.n_units)
     value[A], value[B] = [4, 3, 2, 1], [5, 1, 2]
     given = Worth(value)
@@ -152,17 +159,22 @@ def test_a_table_over_a_size_that_two_blocks_make(data, limit):
     cost = Cost("mine", (Table(table, (both,)), Monomial(2, (extent("a"),))), NET.coupling)
     value = np.zeros(NET.coupling.n_units)
     value[A], value[B] = [4, 3, 2, 1], [5, 1, 2]
-    options = [
-        Worth(value).of(k, NET.coupling.frozen) for k in every_kept(NET) if cost.count(NET.coupling, k) <= limit
-    ]
+    options = [Worth(value).of(k, NET.coupling.frozen) for k in every_kept(NET) if cost.count(NET.coupling, k) <= limit]
     if options:
         assert best(NET, Worth(value), Question([cost <= limit]))[0] == pytest.approx(max(options))
 
 
 def test_what_has_a_switch_counts_where_it_is_on():
     off = Switch("left out")
-    cost = Cost("mine", (Monomial(10, (extent("a"),), when=off), Table(np.arange(4), (extent("b"),), when=off),
-                         Monomial(1, (extent("b"),))), NET.coupling)  # fmt: skip
+    cost = Cost(
+        "mine",
+        (
+            Monomial(10, (extent("a"),), when=off),
+            Table(np.arange(4), (extent("b"),), when=off),
+            Monomial(1, (extent("b"),)),
+        ),
+        NET.coupling,
+    )
     assert cost.now == 10 * 4 + 3 + 3
     compiled = compile_program(NET.coupling, np.ones(NET.coupling.n_units), Question([cost <= 3]))
     solution = compiled.program.solve()

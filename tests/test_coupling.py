@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from solvemut.coupling import couple
+from solvemut.coupling import components, couple
+from solvemut.flow import Labels, compressed, rectangle, view_groups
 from solvemut.graph import Graph
-from solvemut.labels import Labels, compressed, rectangle, view_groups
-from solvemut.links import components
-from solvemut.resize import resize
+from solvemut.plan import resize
 from solvemut.trace import Node, Param, Ref, Size, Trace
 
 X = Ref
@@ -56,8 +55,9 @@ class Sheet:
         return self.node(name, "conv2d", (2, o, 4, 4), sizes, input=x, weight=w, bias=None, groups=groups, module=name)
 
     def trace(self, *outputs: Ref) -> Trace:
-        return Trace(self.params, self.inputs, tuple(self.nodes), tuple(o.name for o in outputs),
-                     attributes=self.attributes).validate()  # fmt: skip
+        return Trace(
+            self.params, self.inputs, tuple(self.nodes), tuple(o.name for o in outputs), attributes=self.attributes
+        ).validate()
 
 
 def units(coupling: Any, param: str, dim: int) -> list[int]:
@@ -254,7 +254,7 @@ def test_a_trace_that_reads_what_nobody_makes_is_refused():
 
 
 def test_resize_by_hand():
-    from solvemut.resize import resize
+    from solvemut.plan import resize
 
     c = couple(split((4, 3)))
     kept = c.frozen.copy()
@@ -270,7 +270,7 @@ def test_resize_by_hand():
 
 
 def test_resize_of_groups_by_hand():
-    from solvemut.resize import resize
+    from solvemut.plan import resize
 
     c = couple(grouped())
     a, g = units(c, "a.weight", 0), units(c, "g.weight", 0)
@@ -286,14 +286,17 @@ def test_resize_of_groups_by_hand():
 # -- labels ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("old", "new", "groups"), [
-    ((6,), (2, 3), [((0,), (0, 1))]),
-    ((2, 3), (6,), [((0, 1), (0,))]),
-    ((2, 3, 4), (2, 12), [((0,), (0,)), ((1, 2), (1,))]),
-    ((4, 3), (2, 6), [((0, 1), (0, 1))]),
-    ((2, 1, 3), (2, 3), [((0,), (0,)), ((1,), ()), ((2,), (1,))]),
-    ((2, 3), (2, 3), [((0,), (0,)), ((1,), (1,))]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "groups"),
+    [
+        ((6,), (2, 3), [((0,), (0, 1))]),
+        ((2, 3), (6,), [((0, 1), (0,))]),
+        ((2, 3, 4), (2, 12), [((0,), (0,)), ((1, 2), (1,))]),
+        ((4, 3), (2, 6), [((0, 1), (0, 1))]),
+        ((2, 1, 3), (2, 3), [((0,), (0,)), ((1,), ()), ((2,), (1,))]),
+        ((2, 3), (2, 3), [((0,), (0,)), ((1,), (1,))]),
+    ],
+)
 def test_view_groups(old, new, groups):
     assert view_groups(old, new) == groups
 

@@ -32,11 +32,14 @@ def test_an_edit_there_and_back(edit):
     assert edit_of(json.loads(json.dumps(edit.to_data()))) == edit == SetAttribute.from_data(edit.to_data())
 
 
-@pytest.mark.parametrize(("edit", "words"), [
-    (SetAttribute("attn", "heads", None, 7, 6), "attn.heads is 8, the plan expects 7"),
-    (SetAttribute("attn", "width", None, 8, 6), "the plan sets attn.width, which gives no size"),
-    (SetAttribute("", "sizes", 0, 4, 5), r"the plan sets sizes\[0\], which"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (SetAttribute("attn", "heads", None, 7, 6), "attn.heads is 8, the plan expects 7"),
+        (SetAttribute("attn", "width", None, 8, 6), "the plan sets attn.width, which gives no size"),
+        (SetAttribute("", "sizes", 0, 4, 5), r"the plan sets sizes\[0\], which"),
+    ],
+)
 def test_an_edit_of_another_trace_is_refused(edit, words):
     with pytest.raises(PlanMismatchError, match=words):
         edit.apply(TRACE)

@@ -46,71 +46,178 @@ class Draw:
 
     def read(self) -> str:
         """An int that has to do with a size."""
-        return self.r.choice([
-            "h.shape[1]", "h.size(1)", "h.size(-1)", "h.shape[-1]", "len(h[0])", "h.numel()", "h[0].numel()",
-            "self.a.out_features", "self.o.in_features", "self.b.weight.shape[0]", "len(self.a.weight)", "self.width",
-            "self.heads", "self.config.width", "self.config.heads", "h.shape[0]", "x.shape[1]", "list(h.shape)[1]",
-            "h.shape.numel()", "self.norm.normalized_shape[0]", "self.a.weight.size(0)", "tuple(h.size())[-1]",
-        ])  # fmt: skip
+        return self.r.choice(
+            [
+                "h.shape[1]",
+                "h.size(1)",
+                "h.size(-1)",
+                "h.shape[-1]",
+                "len(h[0])",
+                "h.numel()",
+                "h[0].numel()",
+                "self.a.out_features",
+                "self.o.in_features",
+                "self.b.weight.shape[0]",
+                "len(self.a.weight)",
+                "self.width",
+                "self.heads",
+                "self.config.width",
+                "self.config.heads",
+                "h.shape[0]",
+                "x.shape[1]",
+                "list(h.shape)[1]",
+                "h.shape.numel()",
+                "self.norm.normalized_shape[0]",
+                "self.a.weight.size(0)",
+                "tuple(h.size())[-1]",
+            ]
+        )
 
     def number(self, depth: int = 0) -> str:
         """An int expression."""
         if depth > 2 or self.r.random() < 0.35:
             return self.read() if self.r.random() < 0.7 else str(self.r.randint(1, 6))
         a, b, k = self.number(depth + 1), self.number(depth + 1), self.r.randint(1, 5)
-        return self.r.choice([
-            f"({a} + {b})", f"({a} - {b})", f"({a} * {k})", f"({a} // {k})", f"({a} % {k})", f"(-{a})", f"abs({a})",
-            f"divmod({a}, {k})[0]", f"divmod({a}, {k})[1]", f"({a} << 1)", f"({a} >> 1)", f"({a} & 6)", f"({a} | 1)",
-            f"min({a}, {b})", f"max({a}, {b})", f"sum([{a}, {b}])", f"round({a})", f"int({a})", f"math.gcd({a}, {k})",
-            f"math.prod(({a}, {k}))", f"len(range({a}))", f"[{k}, {k + 1}]['{k}' in str({a})]", f"int({a} / {k})",
-            f"{{12: 3, 6: 5}}.get({a}, {k})", f"(lambda n: n + {k})({a})", f"math.ceil({a} / {k})", f"int(f'{{{a}}}')",
-            f"next(n for n in range(99) if n * n >= {a})", f"int(np.prod([{a}, {k}]))", f"int(torch.tensor({k}) * {k})",
-            f"({a} if {b} > {k} else {k})",
-        ])  # fmt: skip
+        return self.r.choice(
+            [
+                f"({a} + {b})",
+                f"({a} - {b})",
+                f"({a} * {k})",
+                f"({a} // {k})",
+                f"({a} % {k})",
+                f"(-{a})",
+                f"abs({a})",
+                f"divmod({a}, {k})[0]",
+                f"divmod({a}, {k})[1]",
+                f"({a} << 1)",
+                f"({a} >> 1)",
+                f"({a} & 6)",
+                f"({a} | 1)",
+                f"min({a}, {b})",
+                f"max({a}, {b})",
+                f"sum([{a}, {b}])",
+                f"round({a})",
+                f"int({a})",
+                f"math.gcd({a}, {k})",
+                f"math.prod(({a}, {k}))",
+                f"len(range({a}))",
+                f"[{k}, {k + 1}]['{k}' in str({a})]",
+                f"int({a} / {k})",
+                f"{{12: 3, 6: 5}}.get({a}, {k})",
+                f"(lambda n: n + {k})({a})",
+                f"math.ceil({a} / {k})",
+                f"int(f'{{{a}}}')",
+                f"next(n for n in range(99) if n * n >= {a})",
+                f"int(np.prod([{a}, {k}]))",
+                f"int(torch.tensor({k}) * {k})",
+                f"({a} if {b} > {k} else {k})",
+            ]
+        )
 
     def fraction(self) -> str:
         """A small float expression."""
         a, k = self.number(), self.r.randint(1, 6)
-        return self.r.choice([
-            f"1.0 / (1 + abs({a}))", f"math.log2(1 + abs({a}))", f"math.sqrt(abs({a}))", f"(1 + abs({a})) ** -0.5",
-            f"float({a}) / 8", f"0.1 * ({a})", f"np.sqrt(abs({a})) / 4", f"math.sin({a})", f"({a}) / {k}",
-        ])  # fmt: skip
+        return self.r.choice(
+            [
+                f"1.0 / (1 + abs({a}))",
+                f"math.log2(1 + abs({a}))",
+                f"math.sqrt(abs({a}))",
+                f"(1 + abs({a})) ** -0.5",
+                f"float({a}) / 8",
+                f"0.1 * ({a})",
+                f"np.sqrt(abs({a})) / 4",
+                f"math.sin({a})",
+                f"({a}) / {k}",
+            ]
+        )
 
     def question(self) -> str:
         a, b, k = self.number(1), self.number(1), self.r.choice([1, 2, 3, 4, 6, 8, 10, 12, 36])
-        return self.r.choice([
-            f"{a} > {k}", f"{a} == {b}", f"{a} != {b}", f"{a} <= {k}", f"{a} % {k % 5 + 2} == 0", f"{a} in (6, 12, 24)",
-            f"not {a} - {k}", f"{a} < {b} or {b} > {k}", "h.shape == x.shape", "h.shape == self.b(x).shape",
-            f"any(n > {k} for n in h.shape)", f"all(n < {k} for n in ({a}, {b}))", f"bool({a} - {k})",
-            f"'{k}' in f'{{{a}}}'", f"isinstance({a}, int)", f"({a}, {b}) > ({k}, {k})", f"{a} is {k}",
-        ])  # fmt: skip
+        return self.r.choice(
+            [
+                f"{a} > {k}",
+                f"{a} == {b}",
+                f"{a} != {b}",
+                f"{a} <= {k}",
+                f"{a} % {k % 5 + 2} == 0",
+                f"{a} in (6, 12, 24)",
+                f"not {a} - {k}",
+                f"{a} < {b} or {b} > {k}",
+                "h.shape == x.shape",
+                "h.shape == self.b(x).shape",
+                f"any(n > {k} for n in h.shape)",
+                f"all(n < {k} for n in ({a}, {b}))",
+                f"bool({a} - {k})",
+                f"'{k}' in f'{{{a}}}'",
+                f"isinstance({a}, int)",
+                f"({a}, {b}) > ({k}, {k})",
+                f"{a} is {k}",
+            ]
+        )
 
     # -- statements ------------------------------------------------------------------------------------------------
 
     def use(self) -> str:
         """An expression for the next h, of the width it has."""
         n, f = self.number(1), self.fraction()
-        return self.r.choice([
-            f"h * ({f})", f"h + {n}", f"h - ({f})", f"torch.full_like(h, {n}) + h", f"h * torch.tensor(float({n}))",
-            "h + self.b(x)", "torch.relu(h)", "self.norm(h)", "h * self.b(x).sigmoid()", "self.mid(h)", "h.flip(0)",
-            f"h.roll({n}, 1)", f"h.roll({n}, 0)", "h.view(h.shape[0], -1)", "h.reshape(3, self.heads, -1).flatten(1)",
-            "h.view(3, 3, -1).transpose(1, 2).flatten(1)", "h.unflatten(1, (-1, 2)).flip(2).flatten(1)",
-            "torch.cat(h.chunk(2, 1)[::-1], 1)", "torch.cat(h.split(h.shape[1] // 2, 1)[::-1], 1)",
-            f"torch.cat([h[:, {n} % 7 :], h[:, : {n} % 7]], 1)", "torch.cat(h.tensor_split([4], 1)[::-1], 1)",
-            "torch.cat([h.narrow(1, 4, h.shape[1] - 4), h.narrow(1, 0, 4)], 1)", "torch.cat(h.split(4, 1)[::-1], 1)",
-            "h[:, torch.arange(h.shape[1]).flip(0)]", "h.index_select(1, torch.arange(h.shape[1] - 1, -1, -1))",
-            "h + torch.arange(h.shape[1])", "h + torch.zeros(h.shape[1])", f"h + torch.ones(1, {n} * 0 + 1)",
-            "h + h.mean(1, keepdim=True)", "h + h.max(1, keepdim=True).values", "h + h.argmax(1, keepdim=True)",
-            "h.softmax(1)", "h.cumsum(1)", "h * h.shape[1] / self.a.out_features",
-            "(h.unsqueeze(1) @ h.unsqueeze(2)).squeeze(1) + h", "nn.functional.pad(h, (1, 0))[:, 1:]",
-            "h.repeat(1, 2)[:, : h.shape[1]]", "h.repeat_interleave(2, 1)[:, ::2]",
-            "h.expand(h.shape[0], h.shape[1])", "torch.stack(h.unbind(1), 1)", "torch.stack([t for t in h], 0)",
-            "nn.functional.layer_norm(h, h.shape[1:])", f"h.clamp(max={n} + 50)", "h.sort(1).values", "h.clone()",
-            "torch.einsum('bi,bi->b', h, h).unsqueeze(1) + h", "torch.where(h > 0, h, h * 0.1)", "h.t().t()",
-            "nn.functional.group_norm(h, self.heads)", "h.diff(dim=1, prepend=h[:, :1])",
-            "h.topk(h.shape[1], 1).values",
-            "h.masked_fill(torch.eye(h.shape[1])[0].bool(), 0.0)", "h.unsqueeze(2).squeeze()", "h.to(torch.float64)",
-        ])  # fmt: skip
+        return self.r.choice(
+            [
+                f"h * ({f})",
+                f"h + {n}",
+                f"h - ({f})",
+                f"torch.full_like(h, {n}) + h",
+                f"h * torch.tensor(float({n}))",
+                "h + self.b(x)",
+                "torch.relu(h)",
+                "self.norm(h)",
+                "h * self.b(x).sigmoid()",
+                "self.mid(h)",
+                "h.flip(0)",
+                f"h.roll({n}, 1)",
+                f"h.roll({n}, 0)",
+                "h.view(h.shape[0], -1)",
+                "h.reshape(3, self.heads, -1).flatten(1)",
+                "h.view(3, 3, -1).transpose(1, 2).flatten(1)",
+                "h.unflatten(1, (-1, 2)).flip(2).flatten(1)",
+                "torch.cat(h.chunk(2, 1)[::-1], 1)",
+                "torch.cat(h.split(h.shape[1] // 2, 1)[::-1], 1)",
+                f"torch.cat([h[:, {n} % 7 :], h[:, : {n} % 7]], 1)",
+                "torch.cat(h.tensor_split([4], 1)[::-1], 1)",
+                "torch.cat([h.narrow(1, 4, h.shape[1] - 4), h.narrow(1, 0, 4)], 1)",
+                "torch.cat(h.split(4, 1)[::-1], 1)",
+                "h[:, torch.arange(h.shape[1]).flip(0)]",
+                "h.index_select(1, torch.arange(h.shape[1] - 1, -1, -1))",
+                "h + torch.arange(h.shape[1])",
+                "h + torch.zeros(h.shape[1])",
+                f"h + torch.ones(1, {n} * 0 + 1)",
+                "h + h.mean(1, keepdim=True)",
+                "h + h.max(1, keepdim=True).values",
+                "h + h.argmax(1, keepdim=True)",
+                "h.softmax(1)",
+                "h.cumsum(1)",
+                "h * h.shape[1] / self.a.out_features",
+                "(h.unsqueeze(1) @ h.unsqueeze(2)).squeeze(1) + h",
+                "nn.functional.pad(h, (1, 0))[:, 1:]",
+                "h.repeat(1, 2)[:, : h.shape[1]]",
+                "h.repeat_interleave(2, 1)[:, ::2]",
+                "h.expand(h.shape[0], h.shape[1])",
+                "torch.stack(h.unbind(1), 1)",
+                "torch.stack([t for t in h], 0)",
+                "nn.functional.layer_norm(h, h.shape[1:])",
+                f"h.clamp(max={n} + 50)",
+                "h.sort(1).values",
+                "h.clone()",
+                "torch.einsum('bi,bi->b', h, h).unsqueeze(1) + h",
+                "torch.where(h > 0, h, h * 0.1)",
+                "h.t().t()",
+                "nn.functional.group_norm(h, self.heads)",
+                "h.diff(dim=1, prepend=h[:, :1])",
+                "h.topk(h.shape[1], 1).values",
+                "h.masked_fill(torch.eye(h.shape[1])[0].bool(), 0.0)",
+                "h.unsqueeze(2).squeeze()",
+                "h.to(torch.float64)",
+            ]
+        )
 
     def line(self, text: str) -> None:
         self.lines.append("    " * (2 + self.depth) + text)
@@ -143,8 +250,16 @@ class Draw:
     def source(self) -> str:
         for _ in range(self.r.randint(1, 4)):
             self.statement()
-        return "\n".join(["class Net(Base):", "    def forward(self, x):", "        h = self.a(x)", *self.lines,
-                          "        return self.o(h)", ""])  # fmt: skip
+        return "\n".join(
+            [
+                "class Net(Base):",
+                "    def forward(self, x):",
+                "        h = self.a(x)",
+                *self.lines,
+                "        return self.o(h)",
+                "",
+            ]
+        )
 
 
 class Base(nn.Module):

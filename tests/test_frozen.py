@@ -28,15 +28,18 @@ class Net(nn.Module):
         return self.b(self.call(self, self.a(x)))
 
 
-@pytest.mark.parametrize(("call", "why"), [
-    (lambda s, y: y.view(-1, 12), "written as a number"),
-    (lambda s, y: y.view(2, 3, 4).view(2, -1), "written as number"),
-    (lambda s, y: torch.cat(y.split([5, 7], 1), 1), "written as a number"),
-    (lambda s, y: y + torch.ones(12), "fixed"),
-    (lambda s, y: y.flip(1), "flip"),
-    (lambda s, y: y[:, list(range(12))], "indexed"),
-    (lambda s, y: y.cumsum(1), "cumsum"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda s, y: y.view(-1, 12), "written as a number"),
+        (lambda s, y: y.view(2, 3, 4).view(2, -1), "written as number"),
+        (lambda s, y: torch.cat(y.split([5, 7], 1), 1), "written as a number"),
+        (lambda s, y: y + torch.ones(12), "fixed"),
+        (lambda s, y: y.flip(1), "flip"),
+        (lambda s, y: y[:, list(range(12))], "indexed"),
+        (lambda s, y: y.cumsum(1), "cumsum"),
+    ],
+)
 def test_what_cannot_follow_is_frozen_with_its_reason(call, why):
     graph = sm.capture(Net(call), torch.ones(2, 5))
     reason = graph.frozen_because(graph["a"])
@@ -45,15 +48,18 @@ def test_what_cannot_follow_is_frozen_with_its_reason(call, why):
     assert reason[:40] in str(graph)
 
 
-@pytest.mark.parametrize(("call", "attributes"), [
-    (lambda s, y: y.view(-1, s.n), {"n": 12}),
-    (lambda s, y: y.view(y.shape[0], y.size(1)), {}),
-    (lambda s, y: torch.cat(y.split(s.sizes, 1), 1), {"sizes": (5, 7)}),
-    (lambda s, y: torch.cat([y[:, : s.n], y[:, s.n :]], 1), {"n": 5}),
-    (lambda s, y: y.view(2, s.h, -1).flatten(1), {"h": 3}),
-    (lambda s, y: y.view(2, s.h, s.n // s.h).flatten(1), {"h": 3, "n": 12}),
-    (lambda s, y: y + torch.zeros(y.shape[1]), {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "attributes"),
+    [
+        (lambda s, y: y.view(-1, s.n), {"n": 12}),
+        (lambda s, y: y.view(y.shape[0], y.size(1)), {}),
+        (lambda s, y: torch.cat(y.split(s.sizes, 1), 1), {"sizes": (5, 7)}),
+        (lambda s, y: torch.cat([y[:, : s.n], y[:, s.n :]], 1), {"n": 5}),
+        (lambda s, y: y.view(2, s.h, -1).flatten(1), {"h": 3}),
+        (lambda s, y: y.view(2, s.h, s.n // s.h).flatten(1), {"h": 3, "n": 12}),
+        (lambda s, y: y + torch.zeros(y.shape[1]), {}),
+    ],
+)
 def test_what_follows_an_attribute_or_a_size_is_free(call, attributes):
     model = Net(call, **attributes)
     graph = sm.capture(model, torch.ones(2, 5))
@@ -109,23 +115,26 @@ def test_a_second_rule_for_an_operation_is_an_error():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("call", [
-    lambda x: torch.fft.fft(x).real,
-    lambda x: torch.histc(x, 12).expand(2, 12),
-    lambda x: torch.linalg.svd(x, full_matrices=False)[2].expand(2, 12),
-    lambda x: x.scatter(1, torch.zeros(2, 1, dtype=torch.long), 1.0),
-    lambda x: torch.kron(x, torch.ones(1, 1)),
-    lambda x: x.unfold(1, 12, 1).squeeze(1),
-    lambda x: x.as_strided((2, 12), (12, 1)),
-    lambda x: torch.tril(x),
-    lambda x: torch.diag_embed(x).sum(1),
-    lambda x: x.index_fill(1, torch.tensor([1]), 0.0),
-    lambda x: torch.cdist(x, x).sum(1, keepdim=True) + x,
-    lambda x: x.renorm(2, 0, 1.0),
-    lambda x: x.cummax(1)[0],
-    lambda x: x.gather(1, torch.zeros(2, 12, dtype=torch.long)),
-    lambda x: torch.searchsorted(x.sort(1)[0], x).float(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: torch.fft.fft(x).real,
+        lambda x: torch.histc(x, 12).expand(2, 12),
+        lambda x: torch.linalg.svd(x, full_matrices=False)[2].expand(2, 12),
+        lambda x: x.scatter(1, torch.zeros(2, 1, dtype=torch.long), 1.0),
+        lambda x: torch.kron(x, torch.ones(1, 1)),
+        lambda x: x.unfold(1, 12, 1).squeeze(1),
+        lambda x: x.as_strided((2, 12), (12, 1)),
+        lambda x: torch.tril(x),
+        lambda x: torch.diag_embed(x).sum(1),
+        lambda x: x.index_fill(1, torch.tensor([1]), 0.0),
+        lambda x: torch.cdist(x, x).sum(1, keepdim=True) + x,
+        lambda x: x.renorm(2, 0, 1.0),
+        lambda x: x.cummax(1)[0],
+        lambda x: x.gather(1, torch.zeros(2, 12, dtype=torch.long)),
+        lambda x: torch.searchsorted(x.sort(1)[0], x).float(),
+    ],
+)
 def test_pruned_anyway_means_masked_exactly(call):
     """Whatever the operation: either the layer before it is frozen, or pruning it gives the masked network."""
     model = randomise(Net(lambda s, y: call(y)).double())
@@ -143,9 +152,13 @@ def test_pruned_anyway_means_masked_exactly(call):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("wrap", [
-    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+)
 def test_weights_under_a_parametrization_stay_or_follow(wrap):
     """Whatever is done with the wrapped layer, the result is the masked network, and the other layers go."""
     layers = [nn.Linear(5, 8), nn.ReLU(), wrap(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 2)]

@@ -162,7 +162,7 @@ SHORT: dict[str, Any] = {
     "price": lambda g: {"params": 0.5, "values": sm.values.random(0)},
     "additive": lambda g: {"constraints": [sum(v.out for v in g.vertices if v.makes_units) <= 100]},
     "remainder": lambda g: {"constraints": [g["2"].out % 7 == 3, (g["2"].out + g["4"].out + g["6"].out) % 5 == 3]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

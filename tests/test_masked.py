@@ -82,9 +82,7 @@ def _tensors(out: Any) -> list[torch.Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
 
 
-def check_certificate(
-    n: Net, before: nn.Module, after: nn.Module, plan: Any, values: dict[str, np.ndarray]
-) -> None:
+def check_certificate(n: Net, before: nn.Module, after: nn.Module, plan: Any, values: dict[str, np.ndarray]) -> None:
     assert plan.costs["params"].before == count_params(before)
     assert plan.costs["params"].after == count_params(after)
     assert plan.costs["flops"].before == count_flops(before, n.args(), n.kw())
@@ -227,8 +225,15 @@ def test_mean_and_maximum_over_units_against_a_rebuilt_network():
     assert_same(outputs(after, args), outputs(small, args))
 
 
-@pytest.mark.parametrize("norm", [lambda n: nn.LayerNorm(n), lambda n: nn.LayerNorm(n, elementwise_affine=False),
-                                  lambda n: nn.RMSNorm(n), lambda n: nn.LayerNorm(n, bias=False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda n: nn.LayerNorm(n),
+        lambda n: nn.LayerNorm(n, elementwise_affine=False),
+        lambda n: nn.RMSNorm(n),
+        lambda n: nn.LayerNorm(n, bias=False),
+    ],
+)
 def test_norm_over_units_against_a_rebuilt_network(norm):
     model = randomise(nn.Sequential(nn.Linear(4, 10), norm(10), nn.Linear(10, 2)).double())
     x = torch.randn(5, 4, dtype=torch.float64)

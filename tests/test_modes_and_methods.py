@@ -105,8 +105,10 @@ def test_train_mode_that_makes_the_same_calls_is_not_captured_again():
     graph = sm.capture(Plain(), X.float())
     assert [e.training for e in graph.examples] == [False]
     assert [e.training for e in sm.capture(Branches(), X.float(), methods={"project": X.float()}).examples] == [
-        False, False, True,
-    ]  # fmt: skip
+        False,
+        False,
+        True,
+    ]
 
 
 def test_train_mode_that_cannot_run_is_told():

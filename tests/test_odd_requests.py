@@ -38,21 +38,98 @@ class Unprintable:
 
 
 ODD: list[Any] = [
-    None, 0, 1, 2, 3, -1, 0.5, 0.75, -0.5, True, False, float("nan"), float("inf"), -float("inf"), 10**400, 10**5000,
-    -(10**400), 1e308, -1e308, 1e-308, 5e-324, "", "0.5", "raise", "0", "zero", b"1", [], [0.5], ["0"], [5], (), (1,),
-    {}, {"0": 1}, {1}, np.float32(0.5), np.float16(0.7), np.longdouble("0.5"), np.longdouble("1e400"), np.int64(4),
-    np.uint8(2), np.bool_(True), np.array(0.5), np.array([0.5]), np.array("a"), np.datetime64("2020-01-01"),
-    torch.tensor(0.5), torch.tensor(4), torch.tensor([4]), torch.tensor(True), torch.tensor(0.5, dtype=torch.bfloat16),
-    torch.tensor(float("nan")), torch.tensor(1j), torch.empty((), device="meta"), torch.nn.Parameter(torch.tensor(0.5)),
-    Fraction(1, 3), Fraction(1, 10**2000), Decimal("0.5"), Decimal("NaN"), Decimal("Infinity"), 1j, object(),
-    Unprintable(), print, nn.Linear, sm, range(3), ..., NotImplemented, slice(3), iter([1]), sm.values.random(0),
-]  # fmt: skip
+    None,
+    0,
+    1,
+    2,
+    3,
+    -1,
+    0.5,
+    0.75,
+    -0.5,
+    True,
+    False,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    10**400,
+    10**5000,
+    -(10**400),
+    1e308,
+    -1e308,
+    1e-308,
+    5e-324,
+    "",
+    "0.5",
+    "raise",
+    "0",
+    "zero",
+    b"1",
+    [],
+    [0.5],
+    ["0"],
+    [5],
+    (),
+    (1,),
+    {},
+    {"0": 1},
+    {1},
+    np.float32(0.5),
+    np.float16(0.7),
+    np.longdouble("0.5"),
+    np.longdouble("1e400"),
+    np.int64(4),
+    np.uint8(2),
+    np.bool_(True),
+    np.array(0.5),
+    np.array([0.5]),
+    np.array("a"),
+    np.datetime64("2020-01-01"),
+    torch.tensor(0.5),
+    torch.tensor(4),
+    torch.tensor([4]),
+    torch.tensor(True),
+    torch.tensor(0.5, dtype=torch.bfloat16),
+    torch.tensor(float("nan")),
+    torch.tensor(1j),
+    torch.empty((), device="meta"),
+    torch.nn.Parameter(torch.tensor(0.5)),
+    Fraction(1, 3),
+    Fraction(1, 10**2000),
+    Decimal("0.5"),
+    Decimal("NaN"),
+    Decimal("Infinity"),
+    1j,
+    object(),
+    Unprintable(),
+    print,
+    nn.Linear,
+    sm,
+    range(3),
+    ...,
+    NotImplemented,
+    slice(3),
+    iter([1]),
+    sm.values.random(0),
+]
 GOOD: dict[str, list[Any]] = {
-    "flops": [0.5, 0.9, 1.0, 10**6], "params": [0.5, 0.9, 300, 10**6], "round_to": [1, 2, 4, 8], "keep": ["0", "[03]"],
-    "constraints": [], "values": [], "dry_run": [True, False], "time_limit": [10, 10.0], "gap": [0, 1e-3, 0.5],
-    "seed": [0, 1, 2**40], "progress": [False], "verify": [None, "shapes"], "on_interrupt": ["raise", "return"],
-    "on_infeasible": ["raise"], "memory": [None], "latency": [None],
-}  # fmt: skip
+    "flops": [0.5, 0.9, 1.0, 10**6],
+    "params": [0.5, 0.9, 300, 10**6],
+    "round_to": [1, 2, 4, 8],
+    "keep": ["0", "[03]"],
+    "constraints": [],
+    "values": [],
+    "dry_run": [True, False],
+    "time_limit": [10, 10.0],
+    "gap": [0, 1e-3, 0.5],
+    "seed": [0, 1, 2**40],
+    "progress": [False],
+    "verify": [None, "shapes"],
+    "on_interrupt": ["raise", "return"],
+    "on_infeasible": ["raise"],
+    "memory": [None],
+    "latency": [None],
+}
 
 
 def values_pool() -> list[Any]:
@@ -60,11 +137,27 @@ def values_pool() -> list[Any]:
     made: list[Any] = [sm.values.magnitude(p=1, normalize=n) for n in ("mean", "max", "sum", "l2", None)]
     by_vertex = [{v: odd} for odd in ODD for v in VERTICES[:2]]
     arrays: list[Any] = [
-        np.full(12, 1e308), np.full(12, 1e-308), np.r_[1e308, np.full(11, 5e-324)], -np.full(12, 1e308), np.ones(13),
-        np.ones((12, 1)), np.ones(12, dtype=complex), np.ones(12, dtype=object), np.array(["a"] * 12), torch.ones(12),
-        torch.ones(12, dtype=torch.bfloat16), torch.ones(12, requires_grad=True), torch.ones(12, device="meta"),
-        [1] * 12, [10**400] * 12, [10**300] * 12, [[1], [2, 3]], [None] * 12, range(12), np.arange(12, dtype=np.uint64),
-    ]  # fmt: skip
+        np.full(12, 1e308),
+        np.full(12, 1e-308),
+        np.r_[1e308, np.full(11, 5e-324)],
+        -np.full(12, 1e308),
+        np.ones(13),
+        np.ones((12, 1)),
+        np.ones(12, dtype=complex),
+        np.ones(12, dtype=object),
+        np.array(["a"] * 12),
+        torch.ones(12),
+        torch.ones(12, dtype=torch.bfloat16),
+        torch.ones(12, requires_grad=True),
+        torch.ones(12, device="meta"),
+        [1] * 12,
+        [10**400] * 12,
+        [10**300] * 12,
+        [[1], [2, 3]],
+        [None] * 12,
+        range(12),
+        np.arange(12, dtype=np.uint64),
+    ]
     by_vertex += [{"0": a, "3": 1e-308} for a in arrays] + [{odd: 1.0} for odd in ODD if _hashable(odd)]
     functions = [lambda v, odd=odd: odd for odd in ODD] + [lambda v, a=a: a if v.nout == 12 else 1 for a in arrays]
     functions += [lambda: 1, lambda v, w: 1, lambda v: v, lambda *v: v[0].nout]
@@ -84,16 +177,34 @@ def constraints_pool() -> list[Any]:
     made: list[Callable[[Any], Any]] = []
     for odd in ODD:
         made += [
-            lambda g, o=odd: g["0"].out <= o, lambda g, o=odd: g["0"].out == o, lambda g, o=odd: o >= g["3"].out,
-            lambda g, o=odd: [g["0"].out % o == 0], lambda g, o=odd: (g["0"].out % 4 == o,),
-            lambda g, o=odd: g.params <= o, lambda g, o=odd: o >= g.flops, lambda g, o=odd: o * g["0"].out <= 40,
+            lambda g, o=odd: g["0"].out <= o,
+            lambda g, o=odd: g["0"].out == o,
+            lambda g, o=odd: o >= g["3"].out,
+            lambda g, o=odd: [g["0"].out % o == 0],
+            lambda g, o=odd: (g["0"].out % 4 == o,),
+            lambda g, o=odd: g.params <= o,
+            lambda g, o=odd: o >= g.flops,
+            lambda g, o=odd: o * g["0"].out <= 40,
             lambda g, o=odd: g["0"].out + o >= 3,
-            lambda g, o=odd: o - g["0"].out <= 3, lambda g, o=odd: g["0"].out < o, lambda g, o=odd: g["0"].out != o,
-            lambda g, o=odd: g[o].out <= 5, lambda g, o=odd: o, lambda g, o=odd: [[g["0"].out <= 9], o],
-            lambda g, o=odd: g.params > o, lambda g, o=odd: o in g and g.params <= 300,
-        ]  # fmt: skip
-    return [*made, lambda g: g, lambda g: g["0"], lambda g: g["0"].out, lambda g: g.params, lambda g: g["0"].out % 2,
-            lambda g: iter([g["0"].out <= 9]), lambda g: {g["0"].out <= 9: 1}]  # fmt: skip
+            lambda g, o=odd: o - g["0"].out <= 3,
+            lambda g, o=odd: g["0"].out < o,
+            lambda g, o=odd: g["0"].out != o,
+            lambda g, o=odd: g[o].out <= 5,
+            lambda g, o=odd: o,
+            lambda g, o=odd: [[g["0"].out <= 9], o],
+            lambda g, o=odd: g.params > o,
+            lambda g, o=odd: o in g and g.params <= 300,
+        ]
+    return [
+        *made,
+        lambda g: g,
+        lambda g: g["0"],
+        lambda g: g["0"].out,
+        lambda g: g.params,
+        lambda g: g["0"].out % 2,
+        lambda g: iter([g["0"].out <= 9]),
+        lambda g: {g["0"].out <= 9: 1},
+    ]
 
 
 POOLS: dict[str, list[Any]] = {key: [*ODD, *good] for key, good in GOOD.items()}
@@ -162,20 +273,34 @@ def test_odd_arguments_of_capture_mutator_and_problem(mutator, k):
     model, graph = mutator.model, mutator.graph
     before, numbers = state(model)
     asks: list[Callable[[], Any]] = [
-        lambda: sm.capture(odd, x), lambda: sm.Problem(odd), lambda: sm.prune(odd, x), lambda: graph[odd],
-        lambda: sm.Problem(graph).keep(odd), lambda: sm.Problem(graph).add(odd),
-        lambda: sm.Problem(graph).round_to(odd), lambda: graph.params <= odd, lambda: graph["0"].out >= odd,
+        lambda: sm.capture(odd, x),
+        lambda: sm.Problem(odd),
+        lambda: sm.prune(odd, x),
+        lambda: graph[odd],
+        lambda: sm.Problem(graph).keep(odd),
+        lambda: sm.Problem(graph).add(odd),
+        lambda: sm.Problem(graph).round_to(odd),
+        lambda: graph.params <= odd,
+        lambda: graph["0"].out >= odd,
         lambda: sm.values.magnitude(p=odd),
-        lambda: sm.values.magnitude(normalize=odd), lambda: sm.values.random(odd), lambda: sm.values.constant(odd),
-        lambda: sm.values.taylor(odd, odd), lambda: sm.values.activation([1], odd), lambda: sm.values.bn_scale(odd),
+        lambda: sm.values.magnitude(normalize=odd),
+        lambda: sm.values.random(odd),
+        lambda: sm.values.constant(odd),
+        lambda: sm.values.taylor(odd, odd),
+        lambda: sm.values.activation([1], odd),
+        lambda: sm.values.bn_scale(odd),
         lambda: mutator.copy().apply(odd),
-    ]  # fmt: skip
+    ]
     if NIGHTLY or k % 4 == 0:
         asks += [
-            lambda: sm.capture(model, odd), lambda: sm.capture(model, (x, odd)), lambda: sm.capture(model, x, odd),
-            lambda: sm.capture(model, x, {"input": odd}), lambda: sm.capture(model, x, strict=odd),
-            lambda: sm.Mutator(model, x, optimizer=odd), lambda: sm.Mutator(model, x, followers=odd),
-        ]  # fmt: skip
+            lambda: sm.capture(model, odd),
+            lambda: sm.capture(model, (x, odd)),
+            lambda: sm.capture(model, x, odd),
+            lambda: sm.capture(model, x, {"input": odd}),
+            lambda: sm.capture(model, x, strict=odd),
+            lambda: sm.Mutator(model, x, optimizer=odd),
+            lambda: sm.Mutator(model, x, followers=odd),
+        ]
     for number, ask in enumerate(asks):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -192,44 +317,56 @@ def test_odd_arguments_of_capture_mutator_and_problem(mutator, k):
 # -- what each message says --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("request_", "says"), [
-    ({"params": float("nan")}, r"params=nan.*fraction in \(0, 1\]"),
-    ({"params": -1}, r"params=-1.*fraction"),
-    ({"flops": "0.5"}, r"flops='0.5'.*fraction"),
-    ({"params": torch.tensor([0.5])}, r"params=tensor\(\[0.5"),
-    ({"params": 10**5000}, r"params.*1000 digits"),
-    ({"time_limit": 0}, r"time_limit.*seconds above 0, or None"),
-    ({"time_limit": "5"}, r"time_limit.*seconds above 0, or None.*'5'"),
-    ({"time_limit": float("nan")}, r"time_limit.*nan"),
-    ({"gap": -1}, r"gap.*at least 0.*-1"),
-    ({"gap": None}, r"gap.*give a relative gap.*None"),
-    ({"seed": None}, r"seed.*give an int, not None"),
-    ({"seed": 0.5}, r"seed.*give an int, not 0.5"),
-    ({"keep": 5}, r"keep=5.*names or globs"),
-    ({"keep": [5]}, r"keep=\[5\].*names or globs.*5 is none"),
-    ({"constraints": 5}, r"constraints=5.*list of requests"),
-    ({"constraints": "a <= 3"}, r"constraints='a <= 3'.*list of requests"),
-    ({"round_to": 2.5}, r"round_to=2.5.*int of at least 1"),
-    ({"round_to": torch.tensor([4])}, r"round_to=tensor\(\[4\]\)"),
-    ({"dry_run": "yes"}, r"dry_run.*True or False.*'yes'"),
-    ({"progress": 1}, r"progress.*True or False"),
-    ({"verify": "all"}, r"verify='all'.*'program'"),
-    ({"on_interrupt": "stop"}, r"on_interrupt='stop'.*'raise', 'return'"),
-    ({"values": sm.values.magnitude}, r"values=solvemut.values.magnitude.*not called.*magnitude\(\.\.\.\)"),
-    ({"values": lambda: 1}, r"values=.*called with one vertex"),
-    ({"values": {"0": 1j}}, r"values of 0 are no numbers: 1j"),
-    ({"values": {"0": np.full(12, 1e308)}}, r"unit of 0.*divide"),
-    ({"values": {"0": 1e308, "1": 1e308}}, r"unit of 0.*inf"),
-    ({"values": {5: 1.0}}, r"graph\[5\]"),
-    ({"values": sm.values.Metric("mine", lambda m, g: np.ones(3))}, r"values of mine have shape \(3,\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"params": float("nan")}, r"params=nan.*fraction in \(0, 1\]"),
+        ({"params": -1}, r"params=-1.*fraction"),
+        ({"flops": "0.5"}, r"flops='0.5'.*fraction"),
+        ({"params": torch.tensor([0.5])}, r"params=tensor\(\[0.5"),
+        ({"params": 10**5000}, r"params.*1000 digits"),
+        ({"time_limit": 0}, r"time_limit.*seconds above 0, or None"),
+        ({"time_limit": "5"}, r"time_limit.*seconds above 0, or None.*'5'"),
+        ({"time_limit": float("nan")}, r"time_limit.*nan"),
+        ({"gap": -1}, r"gap.*at least 0.*-1"),
+        ({"gap": None}, r"gap.*give a relative gap.*None"),
+        ({"seed": None}, r"seed.*give an int, not None"),
+        ({"seed": 0.5}, r"seed.*give an int, not 0.5"),
+        ({"keep": 5}, r"keep=5.*names or globs"),
+        ({"keep": [5]}, r"keep=\[5\].*names or globs.*5 is none"),
+        ({"constraints": 5}, r"constraints=5.*list of requests"),
+        ({"constraints": "a <= 3"}, r"constraints='a <= 3'.*list of requests"),
+        ({"round_to": 2.5}, r"round_to=2.5.*int of at least 1"),
+        ({"round_to": torch.tensor([4])}, r"round_to=tensor\(\[4\]\)"),
+        ({"dry_run": "yes"}, r"dry_run.*True or False.*'yes'"),
+        ({"progress": 1}, r"progress.*True or False"),
+        ({"verify": "all"}, r"verify='all'.*'program'"),
+        ({"on_interrupt": "stop"}, r"on_interrupt='stop'.*'raise', 'return'"),
+        ({"values": sm.values.magnitude}, r"values=solvemut.values.magnitude.*not called.*magnitude\(\.\.\.\)"),
+        ({"values": lambda: 1}, r"values=.*called with one vertex"),
+        ({"values": {"0": 1j}}, r"values of 0 are no numbers: 1j"),
+        ({"values": {"0": np.full(12, 1e308)}}, r"unit of 0.*divide"),
+        ({"values": {"0": 1e308, "1": 1e308}}, r"unit of 0.*inf"),
+        ({"values": {5: 1.0}}, r"graph\[5\]"),
+        ({"values": sm.values.Metric("mine", lambda m, g: np.ones(3))}, r"values of mine have shape \(3,\)"),
+    ],
+)
 def test_the_message_names_the_argument_and_what_to_give(mutator, request_, says):
     with pytest.raises((RequestError, ValuesError), match=f"(?s){says}"):
         mutator.copy().prune(**{"params": 0.9, **request_})
 
 
-HALVES = [np.float32(0.5), np.float16(0.5), np.array(0.5), np.longdouble("0.5"), torch.tensor(0.5), Fraction(1, 2),
-          Decimal("0.5"), torch.tensor(0.5, dtype=torch.bfloat16), nn.Parameter(torch.tensor(0.5))]  # fmt: skip
+HALVES = [
+    np.float32(0.5),
+    np.float16(0.5),
+    np.array(0.5),
+    np.longdouble("0.5"),
+    torch.tensor(0.5),
+    Fraction(1, 2),
+    Decimal("0.5"),
+    torch.tensor(0.5, dtype=torch.bfloat16),
+    nn.Parameter(torch.tensor(0.5)),
+]
 FOURS = [np.int8(4), np.uint64(4), np.array(4), torch.tensor(4), 4.0, np.float32(4), torch.tensor(4.0), Fraction(4)]
 
 
@@ -247,11 +384,16 @@ def test_scalars_of_any_library_are_sizes(mutator, four):
     wanted = mutator.prune(params=0.7, round_to=4, seed=4, dry_run=True).sizes
     assert mutator.prune(params=0.7, round_to=four, seed=four, dry_run=True).sizes == wanted
     for ask in (
-        lambda g: g["0"].out == four, lambda g: four == g["0"].out, lambda g: [four >= g["0"].out, g["0"].out >= 4],
-        lambda g: [g["0"].out % four == 0, g["0"].out < 8], lambda g: four * g["0"].out == 16,
-        lambda g: g["0"].out * four == 16, lambda g: g["0"].out - four == 0, lambda g: four - g["0"].out == 0,
+        lambda g: g["0"].out == four,
+        lambda g: four == g["0"].out,
+        lambda g: [four >= g["0"].out, g["0"].out >= 4],
+        lambda g: [g["0"].out % four == 0, g["0"].out < 8],
+        lambda g: four * g["0"].out == 16,
+        lambda g: g["0"].out * four == 16,
+        lambda g: g["0"].out - four == 0,
+        lambda g: four - g["0"].out == 0,
         lambda g: four + g["0"].out == 8,
-    ):  # fmt: skip
+    ):
         assert mutator.prune(constraints=ask, dry_run=True).sizes["0"] == (12, 4)
 
 
@@ -301,11 +443,19 @@ def test_programs_mix_numbers_from_one_end_of_floats_to_the_other(engine):
     assert solution.status == "optimal" and solution[x[0]] == 2
 
 
-@pytest.mark.parametrize("ask", [
-    lambda p: p.solve(time_limit="5"), lambda p: p.solve(time_limit=0), lambda p: p.solve(gap=None),
-    lambda p: p.solve(seed=0.5), lambda p: p.k_best(1.5), lambda p: p.k_best(2, seed=None),
-    lambda p: p.frontier("x", points="3"), lambda p: p.solve(gap=float("nan")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda p: p.solve(time_limit="5"),
+        lambda p: p.solve(time_limit=0),
+        lambda p: p.solve(gap=None),
+        lambda p: p.solve(seed=0.5),
+        lambda p: p.k_best(1.5),
+        lambda p: p.k_best(2, seed=None),
+        lambda p: p.frontier("x", points="3"),
+        lambda p: p.solve(gap=float("nan")),
+    ],
+)
 def test_options_of_a_program_are_checked(ask):
     p = Program()
     p.cost("x", [1, 2], p.width("w", [1, 2]))

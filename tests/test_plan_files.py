@@ -29,13 +29,20 @@ import solvemut as sm
 from solvemut.apply import EDITORS
 from solvemut.edits import EDITS, Selection
 from solvemut.errors import PlanMismatchError, SolvemutError
-from solvemut.planfile import checksum
+from solvemut.plan import checksum
 
 # name -> fraction of params: groups, a shuffle, heads as an attribute, tied weights, concat, flatten, group norm
 CASES = {
-    "ResNeXt": 0.6, "ChannelShuffle": 0.5, "FusedQkv": 0.85, "TiedHead": 0.8, "Dense": 0.6, "LayerNormImage": 0.7,
-    "GroupNorm": 0.6, "Mlp": 0.6, "TwoMethods": 0.6,
-}  # fmt: skip
+    "ResNeXt": 0.6,
+    "ChannelShuffle": 0.5,
+    "FusedQkv": 0.85,
+    "TiedHead": 0.8,
+    "Dense": 0.6,
+    "LayerNormImage": 0.7,
+    "GroupNorm": 0.6,
+    "Mlp": 0.6,
+    "TwoMethods": 0.6,
+}
 COUNT = 6000 if NIGHTLY else 300
 BYTES = COUNT // 2
 VERSIONS = (1, 2)
@@ -75,8 +82,23 @@ def content(plan: Any, version: int) -> Any:
         return data
     attributes = [[e["module"], e["name"], e["index"], e["before"], e["after"]] for e in data["edits"]]
     old = {"version": 1, "indices": data["selection"]["indices"], "attributes": attributes}
-    keys = ("format", "version", "certificate", "sizes", "indices", "units", "shapes", "costs", "attributes", "notes",
-            "root", "values", "example", "outputs", "program")  # fmt: skip
+    keys = (
+        "format",
+        "version",
+        "certificate",
+        "sizes",
+        "indices",
+        "units",
+        "shapes",
+        "costs",
+        "attributes",
+        "notes",
+        "root",
+        "values",
+        "example",
+        "outputs",
+        "program",
+    )
     return json.loads(repaired({k: old[k] if k in old else data[k] for k in keys}))
 
 
@@ -126,9 +148,36 @@ def trained(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 JUNK: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 10**6, 2**48, 10**30, 10**400, 0.5, 1.0, -2.5, float("nan"), float("inf"), "",
-    "x", "\ud800", "\x1b[2J", [], [0], [[]], [[0, 1]], [None], {}, {"0": [0]}, {"a.weight": 7},
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    10**6,
+    2**48,
+    10**30,
+    10**400,
+    0.5,
+    1.0,
+    -2.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "\ud800",
+    "\x1b[2J",
+    [],
+    [0],
+    [[]],
+    [[0, 1]],
+    [None],
+    {},
+    {"0": [0]},
+    {"a.weight": 7},
+)
 
 
 def places(data: Any) -> Iterator[tuple[Any, Any]]:
@@ -319,54 +368,66 @@ def swapped(*path: Any) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(("edit", "words"), [
-    (setting("indices", "a.weight", "0", 0, to=True), r"indices\['a.weight'\]\[0\]: expected ints, found True"),
-    (setting("indices", "a.weight", "0", 0, to=-1), r"indices\['a.weight'\]\[0\]: .*no new slices.*found -1"),
-    (setting("indices", "a.weight", "0", 0, to=12), r"indices\['a.weight'\]\[0\]: expected positions below 12"),
-    (setting("indices", "a.weight", "0", 1, to=0), r"indices\['a.weight'\]\[0\]: expected each position once, found 0"),
-    (setting("indices", "a.bias", "0", 0, to=1), r"indices\['.*'\]\[0\]: .*what the other lists keep"),
-    (swapped("indices", "a.bias", "0"), r"indices\['a.bias'\]\[0\]: .*in this order"),
-    (swapped("indices", "g.weight", "1"), r"indices\['g.weight'\]\[1\]: expected"),
-    (setting("indices", "a.weight", "7", to=[0]), r"units\['a.weight'\]|indices\['a.weight'\]\[7\]"),
-    (setting("indices", "a.weight", "x", to=[0]), r"a key of (selection\.)?indices\['a.weight'\]: expected a dim"),
-    (setting("shapes", "a.weight", 1, 0, to=5), r"indices\['a.weight'\]\[0\]: expected 5 positions"),
-    (setting("shapes", "a.weight", 1, 2, to=5), r"shapes\['a.weight'\]\[1\]\[2\]: expected 1, as indices"),
-    (setting("shapes", "a.weight", 1, to=[3]), r"shapes\['a.weight'\]\[1\]: expected a shape of 4 dims"),
-    (setting("shapes", "a.weight", 0, 0, to=-3), r"shapes\['a.weight'\]\[0\]\[0\]: expected an int of at least 0"),
-    (setting("sizes", "a", to=[12, 13]), r"sizes\['a'\]\[1\]: expected a size from 1 to 12, found 13"),
-    (setting("sizes", "a", to=[12, 0]), r"sizes\['a'\]\[1\]: expected a size from 1 to 12, found 0"),
-    (setting("sizes", "a", to=[12.0, 3]), r"sizes\['a'\]\[0\]: expected an int of at least 0, found 12.0"),
-    (setting("costs", "params", 1, to=10**6), r"costs\['params'\]\[1\]: expected a cost of at most 706"),
-    (setting("costs", "params", 2, to=1.5), r"costs\['params'\]\[1\]: expected a cost within the budget of 1.5"),
-    (setting("costs", "params", 2, to=float("nan")), r"costs\['params'\]\[2\]: expected a finite number, found nan"),
-    (setting("certificate", "objective", to=1e9), "certificate.objective: expected a value within the bound"),
-    (setting("certificate", "gap", to=-1), "certificate.gap: expected a finite number of at least 0"),
-    (setting("certificate", "status", to="perfect"), "certificate.status: expected 'optimal' or"),
-    (setting("certificate", "bound", to=10**400), "certificate.bound: expected a finite number"),
-    (setting("notes", to=["\ud800"]), r"notes\[0\]: expected a string without lone surrogates"),
-    (setting("program", to=[1]), r"program\[0\]: expected a string, found 1"),
-    (setting("outputs", to=[[2.0]]), r"outputs\[0\]\[0\]: expected an int of at least 0, found 2.0"),
-    (setting("example", to="{"), "example: expected JSON"),
-    (setting("example", to='{"leaves": [1, 2], "tree": "[1]"}'), "example.tree: expected a list of 2"),
-    (setting("extra", to=1), r"the plan: expected no entry but .*found \['extra'\]"),
-    (setting("version", to=True), "version: expected an int from 1 to 2, found True"),
-    (setting("version", to=0), "version: expected an int from 1 to 2, found 0"),
-    (lambda data: data["units"].pop("a.bias"), r"units\['a.bias'\]: expected the dims"),
-    (lambda data: data["shapes"].pop("a.bias"), "shapes: expected an entry 'a.bias'"),
-    (setting("units", "a.bias", "0", to=[[[0, 3, 1]]]), r"units\['a.bias'\]\[0\]: expected runs of 12 positions"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (setting("indices", "a.weight", "0", 0, to=True), r"indices\['a.weight'\]\[0\]: expected ints, found True"),
+        (setting("indices", "a.weight", "0", 0, to=-1), r"indices\['a.weight'\]\[0\]: .*no new slices.*found -1"),
+        (setting("indices", "a.weight", "0", 0, to=12), r"indices\['a.weight'\]\[0\]: expected positions below 12"),
+        (
+            setting("indices", "a.weight", "0", 1, to=0),
+            r"indices\['a.weight'\]\[0\]: expected each position once, found 0",
+        ),
+        (setting("indices", "a.bias", "0", 0, to=1), r"indices\['.*'\]\[0\]: .*what the other lists keep"),
+        (swapped("indices", "a.bias", "0"), r"indices\['a.bias'\]\[0\]: .*in this order"),
+        (swapped("indices", "g.weight", "1"), r"indices\['g.weight'\]\[1\]: expected"),
+        (setting("indices", "a.weight", "7", to=[0]), r"units\['a.weight'\]|indices\['a.weight'\]\[7\]"),
+        (setting("indices", "a.weight", "x", to=[0]), r"a key of (selection\.)?indices\['a.weight'\]: expected a dim"),
+        (setting("shapes", "a.weight", 1, 0, to=5), r"indices\['a.weight'\]\[0\]: expected 5 positions"),
+        (setting("shapes", "a.weight", 1, 2, to=5), r"shapes\['a.weight'\]\[1\]\[2\]: expected 1, as indices"),
+        (setting("shapes", "a.weight", 1, to=[3]), r"shapes\['a.weight'\]\[1\]: expected a shape of 4 dims"),
+        (setting("shapes", "a.weight", 0, 0, to=-3), r"shapes\['a.weight'\]\[0\]\[0\]: expected an int of at least 0"),
+        (setting("sizes", "a", to=[12, 13]), r"sizes\['a'\]\[1\]: expected a size from 1 to 12, found 13"),
+        (setting("sizes", "a", to=[12, 0]), r"sizes\['a'\]\[1\]: expected a size from 1 to 12, found 0"),
+        (setting("sizes", "a", to=[12.0, 3]), r"sizes\['a'\]\[0\]: expected an int of at least 0, found 12.0"),
+        (setting("costs", "params", 1, to=10**6), r"costs\['params'\]\[1\]: expected a cost of at most 706"),
+        (setting("costs", "params", 2, to=1.5), r"costs\['params'\]\[1\]: expected a cost within the budget of 1.5"),
+        (
+            setting("costs", "params", 2, to=float("nan")),
+            r"costs\['params'\]\[2\]: expected a finite number, found nan",
+        ),
+        (setting("certificate", "objective", to=1e9), "certificate.objective: expected a value within the bound"),
+        (setting("certificate", "gap", to=-1), "certificate.gap: expected a finite number of at least 0"),
+        (setting("certificate", "status", to="perfect"), "certificate.status: expected 'optimal' or"),
+        (setting("certificate", "bound", to=10**400), "certificate.bound: expected a finite number"),
+        (setting("notes", to=["\ud800"]), r"notes\[0\]: expected a string without lone surrogates"),
+        (setting("program", to=[1]), r"program\[0\]: expected a string, found 1"),
+        (setting("outputs", to=[[2.0]]), r"outputs\[0\]\[0\]: expected an int of at least 0, found 2.0"),
+        (setting("example", to="{"), "example: expected JSON"),
+        (setting("example", to='{"leaves": [1, 2], "tree": "[1]"}'), "example.tree: expected a list of 2"),
+        (setting("extra", to=1), r"the plan: expected no entry but .*found \['extra'\]"),
+        (setting("version", to=True), "version: expected an int from 1 to 2, found True"),
+        (setting("version", to=0), "version: expected an int from 1 to 2, found 0"),
+        (lambda data: data["units"].pop("a.bias"), r"units\['a.bias'\]: expected the dims"),
+        (lambda data: data["shapes"].pop("a.bias"), "shapes: expected an entry 'a.bias'"),
+        (setting("units", "a.bias", "0", to=[[[0, 3, 1]]]), r"units\['a.bias'\]\[0\]: expected runs of 12 positions"),
+    ],
+)
 def test_what_is_wrong_is_named(edit, words, version):
     with pytest.raises(PlanMismatchError, match=words):
         sm.Plan.from_json(edited("ResNeXt", version, edit))
 
 
-@pytest.mark.parametrize(("edit", "words"), [
-    (setting("attributes", to=[["a", "groups", None, 1, 1]] * 2), r"attributes\[1\]: expected each attribute once"),
-    (setting("attributes", to=[["a", "groups", None, 1]]), r"attributes\[0\]: expected a list of 5"),
-    (setting("attributes", to=[["a", 7, None, 1, 1]]), r"attributes\[0\]\[1\]: expected a string, found 7"),
-    (setting("edits", to=[]), r"the plan: expected no entry but .*found \['edits'\]"),
-    (setting("version", to=2), "the plan: expected an entry 'edits'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (setting("attributes", to=[["a", "groups", None, 1, 1]] * 2), r"attributes\[1\]: expected each attribute once"),
+        (setting("attributes", to=[["a", "groups", None, 1]]), r"attributes\[0\]: expected a list of 5"),
+        (setting("attributes", to=[["a", 7, None, 1, 1]]), r"attributes\[0\]\[1\]: expected a string, found 7"),
+        (setting("edits", to=[]), r"the plan: expected no entry but .*found \['edits'\]"),
+        (setting("version", to=2), "the plan: expected an entry 'edits'"),
+    ],
+)
 def test_what_is_wrong_in_version_1_is_named(edit, words):
     with pytest.raises(PlanMismatchError, match=words):
         sm.Plan.from_json(edited("ResNeXt", 1, edit))
@@ -375,21 +436,24 @@ def test_what_is_wrong_in_version_1_is_named(edit, words):
 GROUPS = {"kind": "set_attribute", "module": "a", "name": "groups", "index": None, "before": 1, "after": 1}
 
 
-@pytest.mark.parametrize(("edit", "words"), [
-    (setting("edits", to=[GROUPS] * 2), r"attributes\[1\]: expected each attribute once"),
-    (setting("edits", to=[{**GROUPS, "name": 7}]), r"edits\[0\]\.name: expected a string, found 7"),
-    (setting("edits", to=[{**GROUPS, "more": 7}]), r"edits\[0\]: expected no entry but .*found \['more'\]"),
-    (setting("edits", to=[{"kind": "set_attribute"}]), r"edits\[0\]: expected an entry 'module'"),
-    (setting("edits", to=[{**GROUPS, "kind": "wid\n"}]), r"edits\[0\]\.kind: .*edit of kind 'wid\\+n', only set_"),
-    (setting("edits", to=[{**GROUPS, "kind": ["a"]}]), r"edits\[0\]\.kind: expected a string"),
-    (setting("edits", to=[{}]), r"edits\[0\]: expected an entry 'kind'"),
-    (setting("edits", to=[["a", "groups", None, 1, 1]]), r"edits\[0\]: expected an object"),
-    (setting("edits", to={}), "edits: expected a list"),
-    (setting("selection", to={}), "selection: expected an entry 'indices'"),
-    (setting("selection", "more", to=1), "selection: expected no entry but indices, found"),
-    (setting("attributes", to=[]), r"the plan: expected no entry but .*found \['attributes'\]"),
-    (setting("version", to=1), "the plan: expected an entry 'indices'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (setting("edits", to=[GROUPS] * 2), r"attributes\[1\]: expected each attribute once"),
+        (setting("edits", to=[{**GROUPS, "name": 7}]), r"edits\[0\]\.name: expected a string, found 7"),
+        (setting("edits", to=[{**GROUPS, "more": 7}]), r"edits\[0\]: expected no entry but .*found \['more'\]"),
+        (setting("edits", to=[{"kind": "set_attribute"}]), r"edits\[0\]: expected an entry 'module'"),
+        (setting("edits", to=[{**GROUPS, "kind": "wid\n"}]), r"edits\[0\]\.kind: .*edit of kind 'wid\\+n', only set_"),
+        (setting("edits", to=[{**GROUPS, "kind": ["a"]}]), r"edits\[0\]\.kind: expected a string"),
+        (setting("edits", to=[{}]), r"edits\[0\]: expected an entry 'kind'"),
+        (setting("edits", to=[["a", "groups", None, 1, 1]]), r"edits\[0\]: expected an object"),
+        (setting("edits", to={}), "edits: expected a list"),
+        (setting("selection", to={}), "selection: expected an entry 'indices'"),
+        (setting("selection", "more", to=1), "selection: expected no entry but indices, found"),
+        (setting("attributes", to=[]), r"the plan: expected no entry but .*found \['attributes'\]"),
+        (setting("version", to=1), "the plan: expected an entry 'indices'"),
+    ],
+)
 def test_what_is_wrong_in_version_2_is_named(edit, words):
     with pytest.raises(PlanMismatchError, match=words):
         sm.Plan.from_json(edited("ResNeXt", 2, edit))
@@ -422,10 +486,22 @@ def test_a_missing_and_a_wrong_checksum():
     assert sm.Plan.from_json(json.dumps({**data, "checksum": checksum(data)}, indent=3)) == case("Mlp")[2]
 
 
-@pytest.mark.parametrize("raw", [
-    b"", b"\xff\xfe", b"\x80abc", "\ufeff{}".encode(), b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000, b"NaN", b"\x00",
-    b'{"format": "solvemut-plan", "version": ' + b"9" * 4000 + b"}", b'{"format": "solvemut-plan", "version": NaN}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xff\xfe",
+        b"\x80abc",
+        "\ufeff{}".encode(),
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"1" * 5000,
+        b"NaN",
+        b"\x00",
+        b'{"format": "solvemut-plan", "version": ' + b"9" * 4000 + b"}",
+        b'{"format": "solvemut-plan", "version": NaN}',
+    ],
+)
 def test_files_that_are_no_plans(raw, tmp_path):
     (tmp_path / "plan.json").write_bytes(raw)
     with pytest.raises(PlanMismatchError):

@@ -35,7 +35,6 @@ AB = {"a": (8, 16, 24), "b": (1, 2, 3)}
 SWITCHED = {"a": (8, 16, 24), "b": (1, 2, 3), "s": (0, 1)}
 PRODUCT = Term("product", 1, ("a", "b"), None, "x")
 RISING = (vector("a", 1, 4, 5), vector("b", 1, 3, 4))
-# fmt: off
 TABLE: dict[str, Spec] = {
     "nothing to choose": Spec({"a": (4,)}, values=(vector("a", 3),)),
     "nothing asked": Spec(AB),
@@ -47,20 +46,32 @@ TABLE: dict[str, Spec] = {
     "both sides": Spec(AB, (), (vector("a", 5, 4, 1), vector("b", 3, 1, 0)), (PRODUCT,), (Budget("x", 32, 30),)),
     "both sides, nothing between": Spec(AB, (), (vector("a", 5, 4, 1),), (PRODUCT,), (Budget("x", 31, 25),)),
     "two budgets": Spec(
-        AB, (), RISING, (PRODUCT, vector("a", 3, 1, 0.5, of="y"), vector("b", 0.5, 0.25, 4, of="y")),
+        AB,
+        (),
+        RISING,
+        (PRODUCT, vector("a", 3, 1, 0.5, of="y"), vector("b", 0.5, 0.25, 4, of="y")),
         (Budget("x", 40), Budget("y", 2.5)),
     ),
     "a table that is not monotone": Spec(
-        AB, (), (vector("a", 1, 2, 3), vector("b", 1, 2, 3)),
-        (Term("table", ((5, 1, 9), (2, 8, 3), (7, 4, 6)), ("a", "b"), None, "x"),), (Budget("x", 4),),
+        AB,
+        (),
+        (vector("a", 1, 2, 3), vector("b", 1, 2, 3)),
+        (Term("table", ((5, 1, 9), (2, 8, 3), (7, 4, 6)), ("a", "b"), None, "x"),),
+        (Budget("x", 4),),
     ),
     "a switch over a group": Spec(
-        SWITCHED, ("s",), (vector("a", 1, 4, 5), vector("b", 1, 3, 4, when="s"), scalar(3, "s")),
-        (Term("product", 1, ("a", "b"), "s", "x"), scalar(12, "s", "x")), (Budget("x", 45),),
+        SWITCHED,
+        ("s",),
+        (vector("a", 1, 4, 5), vector("b", 1, 3, 4, when="s"), scalar(3, "s")),
+        (Term("product", 1, ("a", "b"), "s", "x"), scalar(12, "s", "x")),
+        (Budget("x", 45),),
     ),
     "a switch that does not pay": Spec(
-        SWITCHED, ("s",), (vector("a", 1, 4, 5), vector("b", 1, 3, 4, when="s")),
-        (Term("product", 1, ("a", "b"), "s", "x"), vector("a", 20, 40, 60, of="x")), (Budget("x", 60),),
+        SWITCHED,
+        ("s",),
+        (vector("a", 1, 4, 5), vector("b", 1, 3, 4, when="s")),
+        (Term("product", 1, ("a", "b"), "s", "x"), vector("a", 20, 40, 60, of="x")),
+        (Budget("x", 60),),
     ),
     "a pair value": Spec(
         AB, (), (Term("table", ((0, 0, 9), (1, 2, 0), (8, 0, 0)), ("a", "b"), None, 0),), (PRODUCT,), (Budget("x", 24),)
@@ -69,23 +80,29 @@ TABLE: dict[str, Spec] = {
         AB, (), RISING, (Term("rank one", ((-1, 0, 2), (3, -2, 0.5)), ("a", "b"), None, "x"),), (Budget("x", 0),)
     ),
     "linear rows": Spec(
-        AB, (), RISING,
+        AB,
+        (),
+        RISING,
         linear=(Linear("r", ((1, "a"), (8, "b")), "<=", 32), Linear("e", ((1, "a"), (-8, "b")), "==", 8)),
     ),
     "linear rows in conflict": Spec(
-        AB, (), RISING,
+        AB,
+        (),
+        RISING,
         linear=(Linear("r", ((1, "a"), (-8, "b")), ">=", 16), Linear("e", ((1, "a"), (-8, "b")), "<=", -1)),
     ),
     "all ties": Spec(AB, (), (vector("a", 2, 2, 2), vector("b", 0, 0, 0)), (PRODUCT,), (Budget("x", 30),)),
     "huge beside tiny": Spec(
-        AB, (), (vector("a", 0, 10**18, 10**18 + 1), vector("b", 0, 2.0**-30, 2.0**-29)),
-        (vector("a", 0, 1e9, 1e9 + 1e-3, of="x"), vector("b", 0, 1e-3, 2e-3, of="x")), (Budget("x", 1e9 + 2e-3),),
+        AB,
+        (),
+        (vector("a", 0, 10**18, 10**18 + 1), vector("b", 0, 2.0**-30, 2.0**-29)),
+        (vector("a", 0, 1e9, 1e9 + 1e-3, of="x"), vector("b", 0, 1e-3, 2e-3, of="x")),
+        (Budget("x", 1e9 + 2e-3),),
     ),
     "negative values": Spec(
         AB, (), (vector("a", -5, -4, -9), vector("b", -1e-9, -1, -2)), (PRODUCT,), (Budget("x", 20),)
     ),
 }
-# fmt: on
 
 
 def ask(way: str, program: Program, gap: float = 0, seconds: float = 30.0, **options: object) -> Answer:

@@ -61,8 +61,9 @@ def knapsacks(draw: st.DrawFn) -> Spec:
     resources = [f"r{i}" for i in range(draw(st.integers(1, 3)))]
     costs = [
         Term("vector", draw(vectors(of_cost, len(at))), (name,), None, resource)
-        for resource in resources for name, at in levels.items()
-    ]  # fmt: skip
+        for resource in resources
+        for name, at in levels.items()
+    ]
     spec = Spec(levels, (), tuple(values), tuple(costs), senses=(draw(st.sampled_from(["max", "min"])),))
     some = {name: draw(st.sampled_from(at)) for name, at in levels.items()}
     budgets = []
@@ -249,9 +250,10 @@ def test_a_dominated_row_has_a_better_one_that_stays(margin, rows):
     bad = dominated(group, value.astype(float), slack[:, None].astype(float), np.array([margin, margin]))
     for i, row in enumerate(rows):
         better = [
-            j for j, other in enumerate(rows)
+            j
+            for j, other in enumerate(rows)
             if j != i and other[0] == row[0] and other[1] >= row[1] + margin and other[2] >= row[2] + margin
-        ]  # fmt: skip
+        ]
         if bad[i]:
             assert any(not bad[j] for j in better)
         elif not margin:

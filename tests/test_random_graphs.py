@@ -120,9 +120,7 @@ class Account:
         for units, g in rows:
             n = len(units) // g
             found.append({frozenset(self.find(u) for u in units[k * n : k * n + n]) for k in range(g)})
-        return any(
-            a != b and set().union(*a) & set().union(*b) - {0} for a, b in itertools.combinations(found, 2)
-        )
+        return any(a != b and set().union(*a) & set().union(*b) - {0} for a, b in itertools.combinations(found, 2))
 
     def after(self, k: int, s: Step, a: list[int], b: list[int]) -> list[int]:
         if s.kind == "conv":
@@ -257,8 +255,9 @@ def widths_of(steps: list[Step]) -> list[int]:
     widths = [2]
     for s in steps:
         c = widths[s.a]
-        widths.append(s.n if s.kind == "conv" else c + widths[s.b] if s.kind == "cat" else c * s.n
-                      if s.kind == "depthwise" else c)  # fmt: skip
+        widths.append(
+            s.n if s.kind == "conv" else c + widths[s.b] if s.kind == "cat" else c * s.n if s.kind == "depthwise" else c
+        )
     return widths
 
 

@@ -42,8 +42,22 @@ def test_json_round_trip_keeps_everything():
     model, args = training_set("ResNeXt")
     plan = planned(model, args)
     again = sm.Plan.from_json(plan.to_json())
-    for field in ("status", "objective", "bound", "gap", "sizes", "indices", "shapes", "costs", "attributes", "notes",
-                  "edits", "selection", "units", "back"):  # fmt: skip
+    for field in (
+        "status",
+        "objective",
+        "bound",
+        "gap",
+        "sizes",
+        "indices",
+        "shapes",
+        "costs",
+        "attributes",
+        "notes",
+        "edits",
+        "selection",
+        "units",
+        "back",
+    ):
         assert getattr(again, field) == getattr(plan, field), field
     assert str(again) == str(plan)
     data = json.loads(plan.to_json())
@@ -87,10 +101,20 @@ def test_a_file_of_version_1_loads_prints_and_applies():
     assert torch.equal(models[0](x), models[1](x))
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", "3", "{}", '{"format": "other"}', '{"format": "solvemut-plan", "version": 1}',
-    '{"format": "solvemut-plan", "version": "x"}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        "{}",
+        '{"format": "other"}',
+        '{"format": "solvemut-plan", "version": 1}',
+        '{"format": "solvemut-plan", "version": "x"}',
+    ],
+)
 def test_corrupt_json(text, tmp_path):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(sm.errors.PlanMismatchError):

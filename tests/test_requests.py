@@ -41,21 +41,24 @@ def sizes(name: str, requests: Any, values: Any = None, **more: Any) -> dict[str
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("requests", "holds"), [
-    (lambda g: [g["0"].out == 5], lambda s: s == {"0": 5, "2": 9, "4": 3}),
-    (lambda g: [g["0"].out <= 5], lambda s: s == {"0": 5, "2": 9, "4": 3}),
-    (lambda g: [g["0"].out <= 5, g["2"].out >= 4], lambda s: s == {"0": 5, "2": 9, "4": 3}),
-    (lambda g: [g["0"].out <= 11, g["0"].out % 4 == 0], lambda s: s["0"] == 8),
-    (lambda g: [g["0"].out % 5 == 1], lambda s: s["0"] == 11),
-    (lambda g: [g["0"].out + g["2"].out <= 9], lambda s: s["0"] + s["2"] == 9),
-    (lambda g: [2 * g["0"].out - g["2"].out == 1], lambda s: 2 * s["0"] - s["2"] == 1),
-    (lambda g: [g["0"].out == g["2"].out], lambda s: s["0"] == s["2"] == 9),
-    (lambda g: [(g["0"].out + g["2"].out) % 7 == 0], lambda s: (s["0"] + s["2"]) == 21),
-    (lambda g: [g["0"].out == 3 * g["2"].out + 1, g["0"].out <= 8], lambda s: s["0"] == 7 and s["2"] == 2),
-    (lambda g: [g["2"].ins[0] == 4], lambda s: s["0"] == 4),
-    (lambda g: [g["0"].out >= g["2"].out + 3], lambda s: s["0"] - s["2"] >= 3),
-    (lambda g: (g["0"].out == 5, [g["2"].out == 4]), lambda s: (s["0"], s["2"]) == (5, 4)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("requests", "holds"),
+    [
+        (lambda g: [g["0"].out == 5], lambda s: s == {"0": 5, "2": 9, "4": 3}),
+        (lambda g: [g["0"].out <= 5], lambda s: s == {"0": 5, "2": 9, "4": 3}),
+        (lambda g: [g["0"].out <= 5, g["2"].out >= 4], lambda s: s == {"0": 5, "2": 9, "4": 3}),
+        (lambda g: [g["0"].out <= 11, g["0"].out % 4 == 0], lambda s: s["0"] == 8),
+        (lambda g: [g["0"].out % 5 == 1], lambda s: s["0"] == 11),
+        (lambda g: [g["0"].out + g["2"].out <= 9], lambda s: s["0"] + s["2"] == 9),
+        (lambda g: [2 * g["0"].out - g["2"].out == 1], lambda s: 2 * s["0"] - s["2"] == 1),
+        (lambda g: [g["0"].out == g["2"].out], lambda s: s["0"] == s["2"] == 9),
+        (lambda g: [(g["0"].out + g["2"].out) % 7 == 0], lambda s: (s["0"] + s["2"]) == 21),
+        (lambda g: [g["0"].out == 3 * g["2"].out + 1, g["0"].out <= 8], lambda s: s["0"] == 7 and s["2"] == 2),
+        (lambda g: [g["2"].ins[0] == 4], lambda s: s["0"] == 4),
+        (lambda g: [g["0"].out >= g["2"].out + 3], lambda s: s["0"] - s["2"] >= 3),
+        (lambda g: (g["0"].out == 5, [g["2"].out == 4]), lambda s: (s["0"], s["2"]) == (5, 4)),
+    ],
+)
 def test_sizes(requests, holds):
     found = sizes("Mlp", requests)
     assert holds(found), found
@@ -104,13 +107,16 @@ def test_round_to_leaves_small_layers_whole():
 # -- keep --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keep", "kept"), [
-    (("a",), {"a": 10}),
-    (("stem",), {"stem": 8, "b": 8}),
-    (("b", "a"), {"stem": 8, "a": 10, "b": 8}),
-    (("[ab]",), {"stem": 8, "a": 10, "b": 8}),
-    (("st*",), {"stem": 8, "b": 8}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (("a",), {"a": 10}),
+        (("stem",), {"stem": 8, "b": 8}),
+        (("b", "a"), {"stem": 8, "a": 10, "b": 8}),
+        (("[ab]",), {"stem": 8, "a": 10, "b": 8}),
+        (("st*",), {"stem": 8, "b": 8}),
+    ],
+)
 def test_keep(keep, kept):
     found = sizes("Residual", lambda g: [g["a"].out + g["stem"].out <= 18], keep=keep)
     assert {k: found[k] for k in kept} == kept
@@ -180,15 +186,18 @@ def test_smallest_network_is_said_and_is_feasible(name):
     outputs(model, n.args())
 
 
-@pytest.mark.parametrize(("requests", "names"), [
-    (lambda g: [g["a"].out == 4, g["a"].out >= 6, g["b"].out <= 7], ("a.out == 4", "a.out >= 6")),
-    (lambda g: [g["b"].out == 4, g["stem"].out == 5], ("b.out == 4", "stem.out == 5")),
-    (lambda g: [g["a"].out == 5, g["a"].out % 4 == 0], ("a.out == 5", "a.out % 4 == 0")),
-    (lambda g: [g["a"].out == 11], ("a.out == 11",)),
-    (lambda g: [g["a"].out == 0], ("a.out == 0",)),
-    (lambda g: [g["head"].out == 1], ("head.out == 1",)),
-    (lambda g: [g["a"].out >= 9, g.params <= 200], ("a.out >= 9", "params <= 200")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("requests", "names"),
+    [
+        (lambda g: [g["a"].out == 4, g["a"].out >= 6, g["b"].out <= 7], ("a.out == 4", "a.out >= 6")),
+        (lambda g: [g["b"].out == 4, g["stem"].out == 5], ("b.out == 4", "stem.out == 5")),
+        (lambda g: [g["a"].out == 5, g["a"].out % 4 == 0], ("a.out == 5", "a.out % 4 == 0")),
+        (lambda g: [g["a"].out == 11], ("a.out == 11",)),
+        (lambda g: [g["a"].out == 0], ("a.out == 0",)),
+        (lambda g: [g["head"].out == 1], ("head.out == 1",)),
+        (lambda g: [g["a"].out >= 9, g.params <= 200], ("a.out >= 9", "params <= 200")),
+    ],
+)
 def test_conflicts_name_the_smallest_set(requests, names):
     graph = graph_of("Residual")
     problem = sm.Problem(graph)
@@ -245,23 +254,26 @@ def test_round_to_that_is_none(bad):
         sm.Problem(graph_of("Mlp")).round_to(bad)
 
 
-@pytest.mark.parametrize("make", [
-    lambda g: g["0"].out * 0.5,
-    lambda g: g["0"].out <= 4.5,
-    lambda g: g["0"].out % 0 == 0,
-    lambda g: g["0"].out == "4",
-    lambda g: g["0"].out + None,
-    lambda g: g.params <= "many",
-    lambda g: g.params <= float("nan"),
-    lambda g: sm.Problem(g).add(True),
-    lambda g: sm.Problem(g).add("params <= 3"),
-    lambda g: sm.Problem(g).add(g["0"].out),
-    lambda g: bool(g["0"].out == 4),
-    lambda g: bool(g["0"].out <= 4),
-    lambda g: 2 <= g["0"].out <= 4,
-    lambda g: bool(g.params <= 4),
-    lambda g: bool(g["0"].out % 2 == 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: g["0"].out * 0.5,
+        lambda g: g["0"].out <= 4.5,
+        lambda g: g["0"].out % 0 == 0,
+        lambda g: g["0"].out == "4",
+        lambda g: g["0"].out + None,
+        lambda g: g.params <= "many",
+        lambda g: g.params <= float("nan"),
+        lambda g: sm.Problem(g).add(True),
+        lambda g: sm.Problem(g).add("params <= 3"),
+        lambda g: sm.Problem(g).add(g["0"].out),
+        lambda g: bool(g["0"].out == 4),
+        lambda g: bool(g["0"].out <= 4),
+        lambda g: 2 <= g["0"].out <= 4,
+        lambda g: bool(g.params <= 4),
+        lambda g: bool(g["0"].out % 2 == 0),
+    ],
+)
 def test_requests_that_make_no_sense(make):
     with pytest.raises(RequestError):
         make(graph_of("Mlp"))
@@ -290,19 +302,22 @@ def test_options_that_come_later_are_refused_by_name():
 # -- values that make no sense -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("values", "text"), [
-    ({"a": float("nan")}, "a"),
-    ({"a": float("inf")}, "a"),
-    ({"b": np.r_[np.ones(7), np.nan]}, "b"),
-    ({"b": np.ones(7)}, "b has 8 units"),
-    ({"b": np.ones((8, 1))}, "b has 8 units"),
-    (lambda v: -float("inf"), "stem"),
-    (lambda v: np.ones(3), "units"),
-    (lambda v: "x", ""),
-    (3.0, "values=3.0"),
-    ("magnitude", "values='magnitude'"),
-    ([1, 2], "values="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"a": float("nan")}, "a"),
+        ({"a": float("inf")}, "a"),
+        ({"b": np.r_[np.ones(7), np.nan]}, "b"),
+        ({"b": np.ones(7)}, "b has 8 units"),
+        ({"b": np.ones((8, 1))}, "b has 8 units"),
+        (lambda v: -float("inf"), "stem"),
+        (lambda v: np.ones(3), "units"),
+        (lambda v: "x", ""),
+        (3.0, "values=3.0"),
+        ("magnitude", "values='magnitude'"),
+        ([1, 2], "values="),
+    ],
+)
 def test_bad_values(values, text):
     problem = sm.Problem(graph_of("Residual"))
     problem.maximize(values)
@@ -382,13 +397,16 @@ class Failing(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(("how", "args", "text"), [
-    ("raises", (torch.ones(1, 4),), "no such thing"),
-    ("branches", (torch.ones(1, 4),), "branch"),
-    ("shape", (torch.ones(1, 5),), "Failing"),
-    ("missing", (), "Failing"),
-    ("extra", (torch.ones(1, 4), torch.ones(1)), "Failing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "args", "text"),
+    [
+        ("raises", (torch.ones(1, 4),), "no such thing"),
+        ("branches", (torch.ones(1, 4),), "branch"),
+        ("shape", (torch.ones(1, 5),), "Failing"),
+        ("missing", (), "Failing"),
+        ("extra", (torch.ones(1, 4), torch.ones(1)), "Failing"),
+    ],
+)
 def test_a_model_whose_forward_fails(how, args, text):
     model = Failing(how).train()
     with pytest.raises(CaptureError, match="could not be captured") as error:

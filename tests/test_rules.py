@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from solvemut.flow import Flow
-from solvemut.labels import Factor, Labels
-from solvemut.links import components
+from solvemut.coupling import components
+from solvemut.flow import Factor, Flow, Labels
 from solvemut.rules import RULES, apply_rule
 from solvemut.tracing import trace_module
 
@@ -170,8 +169,9 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(F.conv2d, "2 i:4 9 9 | o:6 j:4 3 3 | p:6", "2 o 7 7", "i==j o==p"),
         Row(F.conv2d, "i:4 9 9 | o:6 j:4 3 3", "o 7 7", "i==j"),
         Row(lambda x, w: F.conv2d(x, w, groups=4), "2 i:4 9 9 | o:4 1 3 3", "2 i 7 7", "i==o"),
-        Row(lambda x, w: F.conv2d(x, w, groups=4), "2 i:4 9 9 | o:8 1 3 3", "2 np.repeat(i,2) 7 7",
-            "np.repeat(i,2)==o"),
+        Row(
+            lambda x, w: F.conv2d(x, w, groups=4), "2 i:4 9 9 | o:8 1 3 3", "2 np.repeat(i,2) 7 7", "np.repeat(i,2)==o"
+        ),
         Row(F.conv2d, "2 i:4 h:9 9 | o:6 j:4 k:3 3", "2 o 7 7", "i==j", "h k"),
     ],
     "conv3d": Row(F.conv3d, "1 i:4 3 3 3 | o:6 j:4 1 1 1", "1 o 3 3 3", "i==j"),
@@ -182,17 +182,27 @@ ROWS: dict[str, Row | list[Row]] = {
     ],
     "conv_transpose3d": Row(F.conv_transpose3d, "1 i:4 2 2 2 | j:4 o:6 1 1 1", "1 o 2 2 2", "i==j"),
     "batch_norm": [
-        Row(lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b), "2 a:4 5 | m:4 | v:4 | w:4 | b:4", "2 a 5",
-            "a==m==v==w==b"),
+        Row(
+            lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b),
+            "2 a:4 5 | m:4 | v:4 | w:4 | b:4",
+            "2 a 5",
+            "a==m==v==w==b",
+        ),
         Row(lambda x, m, v: F.batch_norm(x, m, v), "2 a:4 | m:4 | v:4", "2 a", "a==m==v"),
     ],
-    "instance_norm": Row(lambda x, w, b: F.instance_norm(x, weight=w, bias=b), "2 a:4 5 | w:4 | b:4", "2 a 5",
-                         "a==w==b"),
+    "instance_norm": Row(
+        lambda x, w, b: F.instance_norm(x, weight=w, bias=b), "2 a:4 5 | w:4 | b:4", "2 a 5", "a==w==b"
+    ),
     "layer_norm": [
         Row(lambda x, w, b: F.layer_norm(x, (4,), w, b), "2 3 a:4 | w:4 | b:4", "2 3 a", "a==w==b"),
         Row(lambda x: F.layer_norm(x, (4,)), "2 t:3 a:4", "2 t a"),
-        Row(lambda x: F.layer_norm(x.view(2, 3, 4), (4,)), "2 a:12", "2 a[[0,4,8]] 4",
-            "a[0:4]==a[0] a[4:8]==a[4] a[8:12]==a[8]", even=1),
+        Row(
+            lambda x: F.layer_norm(x.view(2, 3, 4), (4,)),
+            "2 a:12",
+            "2 a[[0,4,8]] 4",
+            "a[0:4]==a[0] a[4:8]==a[4] a[8:12]==a[8]",
+            even=1,
+        ),
     ],
     "rms_norm": Row(lambda x, w: F.rms_norm(x, (4,), w), "2 a:4 | w:4", "2 a", "a==w"),
     "group_norm": [
@@ -202,15 +212,52 @@ ROWS: dict[str, Row | list[Row]] = {
     "prelu": [Row(F.prelu, "2 a:6 4 | w:6", "2 a 4", "a==w"), Row(F.prelu, "2 a:6 4 | 1", "2 a 4")],
     "embedding": Row(lambda w, i: F.embedding(i, w), "v:7 o:4 | ids 2 3", "2 3 o", "", "v"),
     # elementwise
-    "relu": list(same_shape(
-        torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.cos, torch.abs, torch.neg, torch.sqrt, torch.rsqrt,
-        torch.log, torch.erf, torch.square, torch.zeros_like, torch.ones_like, F.gelu, F.silu, F.mish, F.relu6,
-        F.hardswish, F.elu, F.celu, F.selu, F.softplus, F.hardtanh, F.hardsigmoid, F.leaky_relu, F.logsigmoid,
-        lambda x: x.clamp(0, 1), lambda x: x.clamp_min(0), lambda x: x**2, lambda x: 2 - x, lambda x: 1 / x,
-        lambda x: x.clone(), lambda x: x.contiguous(), lambda x: x.to(torch.float64), lambda x: x.detach(),
-        lambda x: F.dropout(x, 0.5, False), lambda x: x.nan_to_num(), lambda x: F.threshold(x, 0.1, 0.0),
-        lambda x: x > 0, lambda x: x.masked_fill(x > 0, 1.0), lambda x: x.relu_().mul_(2),
-    )),
+    "relu": list(
+        same_shape(
+            torch.relu,
+            torch.sigmoid,
+            torch.tanh,
+            torch.exp,
+            torch.cos,
+            torch.abs,
+            torch.neg,
+            torch.sqrt,
+            torch.rsqrt,
+            torch.log,
+            torch.erf,
+            torch.square,
+            torch.zeros_like,
+            torch.ones_like,
+            F.gelu,
+            F.silu,
+            F.mish,
+            F.relu6,
+            F.hardswish,
+            F.elu,
+            F.celu,
+            F.selu,
+            F.softplus,
+            F.hardtanh,
+            F.hardsigmoid,
+            F.leaky_relu,
+            F.logsigmoid,
+            lambda x: x.clamp(0, 1),
+            lambda x: x.clamp_min(0),
+            lambda x: x**2,
+            lambda x: 2 - x,
+            lambda x: 1 / x,
+            lambda x: x.clone(),
+            lambda x: x.contiguous(),
+            lambda x: x.to(torch.float64),
+            lambda x: x.detach(),
+            lambda x: F.dropout(x, 0.5, False),
+            lambda x: x.nan_to_num(),
+            lambda x: F.threshold(x, 0.1, 0.0),
+            lambda x: x > 0,
+            lambda x: x.masked_fill(x > 0, 1.0),
+            lambda x: x.relu_().mul_(2),
+        )
+    ),
     "add": [
         Row(torch.add, "2 a:6 | 2 b:6", "2 a", "a==b"),
         Row(torch.add, "2 a:6 4 | b:6 1", "2 a 4", "a==b"),
@@ -223,8 +270,19 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(torch.add, "2 1 4 | 2 a:6 4", "2 a 4"),
     ],
     "mul": Row(torch.mul, "2 a:6 | b:6", "2 a", "a==b"),
-    "maximum": [Row(f, "2 a:6 | b:6", "2 a", "a==b") for f in (torch.maximum, torch.minimum, torch.sub, torch.div,
-                                                              torch.max, torch.min, torch.atan2, torch.true_divide)],
+    "maximum": [
+        Row(f, "2 a:6 | b:6", "2 a", "a==b")
+        for f in (
+            torch.maximum,
+            torch.minimum,
+            torch.sub,
+            torch.div,
+            torch.max,
+            torch.min,
+            torch.atan2,
+            torch.true_divide,
+        )
+    ],
     "where": [
         Row(torch.where, "bool 2 a:6 | 2 b:6 | b2:6", "2 a", "a==b==b2"),
         Row(lambda c, x: torch.where(c, x, 0.0), "bool 2 1 | 2 b:6", "2 b"),
@@ -235,8 +293,13 @@ ROWS: dict[str, Row | list[Row]] = {
     "softmax": [
         Row(lambda x: x.softmax(-1), "2 a:6 4", "2 a 4"),
         Row(lambda x: x.softmax(1), "2 a:6 4", "2 a 4"),
-        Row(lambda x: x.view(2, 3, 4).softmax(-1), "2 a:12", "2 a[[0,4,8]] 4",
-            "a[0:4]==a[0] a[4:8]==a[4] a[8:12]==a[8]", even=1),
+        Row(
+            lambda x: x.view(2, 3, 4).softmax(-1),
+            "2 a:12",
+            "2 a[[0,4,8]] 4",
+            "a[0:4]==a[0] a[4:8]==a[4] a[8:12]==a[8]",
+            even=1,
+        ),
     ],
     "log_softmax": Row(lambda x: x.log_softmax(-1), "2 a:6", "2 a"),
     "cumsum": [Row(lambda x: x.cumsum(-1), "2 a:6", "2 6", "", "a"), Row(lambda x: x.cumsum(1), "2 3 a:6", "2 3 a")],
@@ -355,13 +418,30 @@ ROWS: dict[str, Row | list[Row]] = {
     # pooling and reductions
     "max_pool": [pool(F.max_pool1d, 1), pool(F.max_pool2d, 2), pool(F.max_pool3d, 3)],
     "avg_pool": [pool(F.avg_pool1d, 1), pool(F.avg_pool2d, 2), pool(F.avg_pool3d, 3)],
-    "adaptive": [pool(f, k) for k, f in ((1, F.adaptive_avg_pool1d), (2, F.adaptive_avg_pool2d),
-                 (3, F.adaptive_avg_pool3d), (1, F.adaptive_max_pool1d), (2, F.adaptive_max_pool2d))],
+    "adaptive": [
+        pool(f, k)
+        for k, f in (
+            (1, F.adaptive_avg_pool1d),
+            (2, F.adaptive_avg_pool2d),
+            (3, F.adaptive_avg_pool3d),
+            (1, F.adaptive_max_pool1d),
+            (2, F.adaptive_max_pool2d),
+        )
+    ],
     "upsample": [
         Row(lambda x, m=m: F.interpolate(x, scale_factor=2, mode=m), f"2 a:3{' 2' * k}", f"2 a{' 4' * k}")
-        for k, m in ((1, "nearest"), (2, "nearest"), (3, "nearest"), (1, "linear"), (2, "bilinear"), (2, "bicubic"),
-                     (3, "trilinear"), (2, "nearest-exact"))
-    ] + [Row(lambda x: F.interpolate(x, size=(3, 3), mode="bilinear", antialias=True), "2 a:3 2 2", "2 a 3 3")],
+        for k, m in (
+            (1, "nearest"),
+            (2, "nearest"),
+            (3, "nearest"),
+            (1, "linear"),
+            (2, "bilinear"),
+            (2, "bicubic"),
+            (3, "trilinear"),
+            (2, "nearest-exact"),
+        )
+    ]
+    + [Row(lambda x: F.interpolate(x, size=(3, 3), mode="bilinear", antialias=True), "2 a:3 2 2", "2 a 3 3")],
     "mean": [
         Row(lambda x: x.mean((2, 3)), "2 a:3 4 5", "2 a"),
         Row(lambda x: x.mean(-1, keepdim=True), "2 a:3 4", "2 a 1"),
@@ -407,10 +487,18 @@ ROWS: dict[str, Row | list[Row]] = {
     "scaled_dot_product_attention": [
         Row(F.scaled_dot_product_attention, "2 h:3 5 4 | 2 k:3 7 4 | 2 v:3 7 w:8", "2 h 5 w", "h==k==v"),
         Row(F.scaled_dot_product_attention, "2 3 5 d:4 | 2 3 7 e:4 | 2 3 7 8", "2 3 5 8", "d==e", "d"),
-        Row(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.5), "2 3 5 d:4 | 2 3 7 e:4 | 2 3 7 8",
-            "2 3 5 8", "d==e"),
-        Row(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
-            "2 h:6 5 4 | 2 k:3 7 4 | 2 v:3 7 8", "2 h 5 8", "np.repeat(k,2)==h k==v"),
+        Row(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.5),
+            "2 3 5 d:4 | 2 3 7 e:4 | 2 3 7 8",
+            "2 3 5 8",
+            "d==e",
+        ),
+        Row(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+            "2 h:6 5 4 | 2 k:3 7 4 | 2 v:3 7 8",
+            "2 h 5 8",
+            "np.repeat(k,2)==h k==v",
+        ),
     ],
     # indexing and creation
     "index": [
@@ -419,7 +507,7 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x: x[torch.arange(2), torch.tensor([1, 0])], "2 4 a:6", "2 a"),
         Row(lambda x, i: x.index_select(1, i), "2 4 a:6 | ids 3", "2 3 a"),
     ],
-}  # fmt: skip
+}
 CASES = [(name, i, r) for name, rows in ROWS.items() for i, r in enumerate(rows if isinstance(rows, list) else [rows])]
 SEEN: set[str] = set()
 
@@ -433,12 +521,37 @@ def test_row(name, i, row):
 
 # Rows for operations that torch.export does not give for eager code: other names, or parts of decompositions.
 OTHER_NAMES = {
-    "_native_batch_norm_legit_no_training", "native_batch_norm", "convolution", "native_layer_norm", "_prelu_kernel",
-    "_softmax", "_log_softmax", "_unsafe_view", "broadcast_to", "native_dropout", "_to_copy", "max_pool2d_with_indices",
-    "linalg_matmul", "concat", "concatenate", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d",
-    "replication_pad1d", "replication_pad2d", "replication_pad3d", "unsafe_split", "unsafe_chunk", "multiply",
-    "subtract", "divide", "true_divide", "numpy_T", "reshape_as", "ravel",
-}  # fmt: skip
+    "_native_batch_norm_legit_no_training",
+    "native_batch_norm",
+    "convolution",
+    "native_layer_norm",
+    "_prelu_kernel",
+    "_softmax",
+    "_log_softmax",
+    "_unsafe_view",
+    "broadcast_to",
+    "native_dropout",
+    "_to_copy",
+    "max_pool2d_with_indices",
+    "linalg_matmul",
+    "concat",
+    "concatenate",
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "unsafe_split",
+    "unsafe_chunk",
+    "multiply",
+    "subtract",
+    "divide",
+    "true_divide",
+    "numpy_T",
+    "reshape_as",
+    "ravel",
+}
 
 
 def test_every_rule_has_a_row_here():

@@ -53,7 +53,7 @@ STALE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a layer replaced": (replaced, r"0\.weight has shape \(12, 4\), captured was \(16, 4\)"),
     "a layer removed": (renamed, r"(is gone|has shape)"),
     "a parameter replaced": (grown, r"0\.bias has shape \(20,\), captured was \(16,\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", STALE)
@@ -65,8 +65,10 @@ def test_a_stale_graph_says_what_changed(how):
     change(model)
     before = {k: t.clone() for k, t in tensors(model).items()}
     for ask in (
-        lambda: problem.solve(), lambda: mut.prune(params=0.5), lambda: mut.prune(values={"0": 1.0}, dry_run=True),
-    ):  # fmt: skip
+        lambda: problem.solve(),
+        lambda: mut.prune(params=0.5),
+        lambda: mut.prune(values={"0": 1.0}, dry_run=True),
+    ):
         with pytest.raises(RequestError, match=f"stale.*{says}.*capture it again"):
             ask()
     assert all(torch.equal(before[k], t) for k, t in tensors(model).items())
@@ -127,12 +129,18 @@ def by_name(vertex: Any) -> float:
 
 BATCHES = [torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(-2, 1, 12).reshape(3, 4)]
 METRICS: dict[str, Any] = {
-    "none": None, "magnitude": sm.values.magnitude(p=1, normalize="max"), "bn_scale": sm.values.bn_scale("mean"),
-    "random": sm.values.random(3), "constant": sm.values.constant(2.0), "taylor": sm.values.taylor(BATCHES, loss),
+    "none": None,
+    "magnitude": sm.values.magnitude(p=1, normalize="max"),
+    "bn_scale": sm.values.bn_scale("mean"),
+    "random": sm.values.random(3),
+    "constant": sm.values.constant(2.0),
+    "taylor": sm.values.taylor(BATCHES, loss),
     "pairs": sm.values.taylor([(b, torch.tensor([0, 1, 0])) for b in BATCHES], cross_entropy),
-    "activation": sm.values.activation(BATCHES, loss, "l2"), "dict": {"0": np.arange(16.0)}, "function": by_name,
+    "activation": sm.values.activation(BATCHES, loss, "l2"),
+    "dict": {"0": np.arange(16.0)},
+    "function": by_name,
     "mine": sm.values.Metric("mine", sm.values.random(7).score),
-}  # fmt: skip
+}
 
 
 def clones(thing: Any) -> list[Any]:
@@ -214,24 +222,30 @@ def deep() -> sm.Mutator:
     return sm.Mutator(Deep(), torch.ones(1, 3, 6, 6))
 
 
-@pytest.mark.parametrize(("name", "meant"), [
-    ("conv1", ["layer1.0.conv1", "layer2.0.conv1"]),
-    ("Conv1", ["layer1.0.conv1"]),
-    ("0.conv2", ["layer1.0.conv2", "layer2.0.conv2"]),
-    ("layer1.conv1", ["layer1.0.conv1"]),
-    ("layer1.0.cnv1", ["layer1.0.conv1"]),
-    ("LAYER2.0.BN1", ["layer2.0.bn1"]),
-    ("classifier", ["Classifier"]),
-    ("head.clasifier", ["Classifier"]),
-    ("model.layer1.0.conv1", ["layer1.0.conv1"]),
-    ("layer3", ["layer1", "layer2"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("conv1", ["layer1.0.conv1", "layer2.0.conv1"]),
+        ("Conv1", ["layer1.0.conv1"]),
+        ("0.conv2", ["layer1.0.conv2", "layer2.0.conv2"]),
+        ("layer1.conv1", ["layer1.0.conv1"]),
+        ("layer1.0.cnv1", ["layer1.0.conv1"]),
+        ("LAYER2.0.BN1", ["layer2.0.bn1"]),
+        ("classifier", ["Classifier"]),
+        ("head.clasifier", ["Classifier"]),
+        ("model.layer1.0.conv1", ["layer1.0.conv1"]),
+        ("layer3", ["layer1", "layer2"]),
+    ],
+)
 def test_near_names(deep, name, meant):
     for ask in (
-        lambda: deep.graph[name], lambda: deep.prune(params=0.9, keep=name), lambda: deep.prune(keep=["layer1", name]),
-        lambda: deep.prune(params=0.9, values={name: 1.0}), lambda: sm.Problem(deep.graph).keep(name),
+        lambda: deep.graph[name],
+        lambda: deep.prune(params=0.9, keep=name),
+        lambda: deep.prune(keep=["layer1", name]),
+        lambda: deep.prune(params=0.9, values={name: 1.0}),
+        lambda: sm.Problem(deep.graph).keep(name),
         lambda: deep.prune(constraints=lambda g: g[name].out <= 3),
-    ):  # fmt: skip
+    ):
         with pytest.raises(RequestError, match="did you mean") as error:
             ask()
         told = str(error.value).partition("did you mean")[2]

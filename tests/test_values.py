@@ -32,8 +32,18 @@ class Small(nn.Module):
         return self.head(self.drop(x + self.bn2(self.b(self.bn1(self.a(x)).relu()))))
 
 
-STREAM = [("stem.weight", 0), ("stem.bias", 0), ("bn0.weight", 0), ("bn0.bias", 0), ("a.weight", 1), ("b.weight", 0),
-          ("b.bias", 0), ("bn2.weight", 0), ("bn2.bias", 0), ("head.weight", 1)]  # fmt: skip
+STREAM = [
+    ("stem.weight", 0),
+    ("stem.bias", 0),
+    ("bn0.weight", 0),
+    ("bn0.bias", 0),
+    ("a.weight", 1),
+    ("b.weight", 0),
+    ("b.bias", 0),
+    ("bn2.weight", 0),
+    ("bn2.bias", 0),
+    ("head.weight", 1),
+]
 INSIDE = [("a.weight", 0), ("a.bias", 0), ("bn1.weight", 0), ("bn1.bias", 0), ("b.weight", 1)]
 
 
@@ -89,9 +99,15 @@ def test_magnitude(p):
     assert_close(found(model, sm.values.magnitude(p=p, normalize=None)), direct(model, score))
 
 
-@pytest.mark.parametrize(("how", "scale"), [
-    ("mean", np.mean), ("max", np.max), ("sum", np.sum), ("l2", lambda v: np.sqrt((v**2).sum())),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "scale"),
+    [
+        ("mean", np.mean),
+        ("max", np.max),
+        ("sum", np.sum),
+        ("l2", lambda v: np.sqrt((v**2).sum())),
+    ],
+)
 def test_normalisation_is_over_each_coupled_group(how, scale):
     model = small()
     raw = found(model, sm.values.magnitude(p=1, normalize=None))
@@ -212,6 +228,7 @@ def test_activation():
         twin = copy.deepcopy(model).eval()
         kept: dict[str, torch.Tensor] = {}
         for name in wanted:
+
             def hook(m: nn.Module, i: Any, o: torch.Tensor, name: str = name, kept: Any = kept) -> None:
                 kept[name] = o
 
@@ -260,10 +277,16 @@ def test_an_iterator_is_read_once_and_batches_of_any_structure():
 # -- nothing is left behind --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", [
-    lambda: sm.values.magnitude(), lambda: sm.values.bn_scale(), lambda: sm.values.random(),
-    lambda: sm.values.taylor([example()], loss), lambda: sm.values.activation([example()], loss),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda: sm.values.magnitude(),
+        lambda: sm.values.bn_scale(),
+        lambda: sm.values.random(),
+        lambda: sm.values.taylor([example()], loss),
+        lambda: sm.values.activation([example()], loss),
+    ],
+)
 def test_model_gradients_mode_and_random_state_stay(metric):
     model = small().train()
     model.bn1.eval()
@@ -311,10 +334,15 @@ def test_values_follow_a_change_of_weights_between_prunes():
     assert plan.indices["0.weight"][0] == [1, 5]
 
 
-@pytest.mark.parametrize("make", [
-    lambda: sm.values.magnitude(p=0), lambda: sm.values.magnitude(p=-1),
-    lambda: sm.values.magnitude(normalize="median"), lambda: sm.values.taylor([], loss, normalize="x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sm.values.magnitude(p=0),
+        lambda: sm.values.magnitude(p=-1),
+        lambda: sm.values.magnitude(normalize="median"),
+        lambda: sm.values.taylor([], loss, normalize="x"),
+    ],
+)
 def test_options_that_make_no_sense(make):
     with pytest.raises(sm.errors.ValuesError):
         make()
@@ -344,11 +372,21 @@ def both(model: nn.Module, x: torch.Tensor, values: Any) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 12])
-@pytest.mark.parametrize(("dtype", "size"), [
-    (torch.float16, 1e-4), (torch.float16, 1e-6), (torch.float16, 3e4), (torch.bfloat16, 1e-30),
-    (torch.bfloat16, 1e30), (torch.float32, 1e-30), (torch.float32, 1e25), (torch.float32, 1e-44),
-    (torch.float64, 1e-200), (torch.float64, 1e200),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float16, 1e-4),
+        (torch.float16, 1e-6),
+        (torch.float16, 3e4),
+        (torch.bfloat16, 1e-30),
+        (torch.bfloat16, 1e30),
+        (torch.float32, 1e-30),
+        (torch.float32, 1e25),
+        (torch.float32, 1e-44),
+        (torch.float64, 1e-200),
+        (torch.float64, 1e200),
+    ],
+)
 def test_magnitude_of_numbers_whose_squares_do_not_fit(dtype, size, p):
     """Each value is as the definition has it, with numbers that fit, to single precision or better."""
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)

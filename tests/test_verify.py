@@ -16,7 +16,7 @@ from oracles import assert_same, masked, outputs, randomise
 from torch import nn
 
 import solvemut as sm
-import solvemut.verify as room
+import solvemut.apply.verify as room
 
 X = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -87,7 +87,7 @@ def test_ways_to_verify_are_three(how):
 
 def test_the_mutator_passes_the_way_on(monkeypatch):
     seen = []
-    monkeypatch.setattr("solvemut.apply.verify_program", lambda plan, model, how: seen.append(how))
+    monkeypatch.setattr("solvemut.apply.plan.verify_program", lambda plan, model, how: seen.append(how))
     mut = sm.Mutator(made(), X)
     mut.prune(params=0.9, verify="shapes")
     mut.prune(params=0.9, verify=None)

@@ -164,6 +164,9 @@ def test_a_capture_that_fails_restores_what_it_watches():
         with pytest.raises(sm.errors.CaptureError, match="no"):
             sm.capture(Fails(), X)
     assert watched == (
-        math.log2, math.gcd, torch.nn.functional.has_torch_function_unary, torch.backends.cudnn.enabled,
-    )  # fmt: skip
+        math.log2,
+        math.gcd,
+        torch.nn.functional.has_torch_function_unary,
+        torch.backends.cudnn.enabled,
+    )
     assert torch.is_grad_enabled() and not torch.compiler.is_compiling()

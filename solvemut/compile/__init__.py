@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..constraints import Budget, Monomial
 from ..coupling import Coupling
 from ..flow import Extent
 from ..program import Program
+from ..requests import Budget, Monomial
 from .choices import Choices
 from .decode import Decoder
 from .explain import explained

@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..coupling import Coupling
+from ..coupling import Coupling, Rows
 from ..errors import RequestError
-from ..flow import Extent
-from ..labels import FIXED
-from ..links import Rows
+from ..flow import FIXED, Extent
 
 MOST_LEVELS = 4096  # what one choice may offer
 
@@ -183,9 +181,10 @@ class Partition:
         if len(kept) * np.prod(sizes) <= MOST_LEVELS:
             levels = _grid([kept, *per_row])
         elif removable and np.prod(sizes) + rows <= MOST_LEVELS:
-            levels = np.unique(np.concatenate([
-                _grid([kept, *[np.array([n]) for n in sizes]]), _grid([np.array([rows]), *per_row])
-            ]), axis=0)  # fmt: skip
+            levels = np.unique(
+                np.concatenate([_grid([kept, *[np.array([n]) for n in sizes]]), _grid([np.array([rows]), *per_row])]),
+                axis=0,
+            )
             self.notes.append(f"{rows} groups of {sizes}: either whole groups go, or units of each group, not both")
         else:
             for units, n in zip(families, per_row, strict=True):

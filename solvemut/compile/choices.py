@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..constraints import Affine, Multiple, Relation
-from ..coupling import Coupling
+from ..coupling import Coupling, Divides, Link
 from ..flow import Extent
-from ..links import Divides, Link
 from ..program import Width
+from ..requests import Affine, Multiple, Relation
 from .blocks import MOST_LEVELS, Block, Equation, Partition, Term
 from .question import Question, Worth
 

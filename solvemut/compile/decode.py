@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..labels import FIXED
+from ..flow import FIXED
 from ..program import Solution
 from .blocks import best_units
 from .choices import Choice

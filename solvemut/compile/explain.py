@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..constraints import Affine, Budget, Multiple, Relation
 from ..errors import InfeasibleError
+from ..requests import Affine, Budget, Multiple, Relation
 from .choices import Choices
 from .question import Question
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..constraints import Budget, Cost, Request
 from ..errors import ValuesError
+from ..requests import Budget, Cost, Request
 
 
 @dataclass(frozen=True, eq=False)

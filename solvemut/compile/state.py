@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..constraints import Affine, Budget, Cost, Monomial, Switch, Table
 from ..flow import Extent
 from ..program import Program, RankOne, Width
+from ..requests import Affine, Budget, Cost, Monomial, Switch, Table
 from .blocks import ClassExtent, block_value
 from .choices import Choice, Choices, Linear, Parts, parts_of, whole
 from .question import Curve, Worth

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import PlanMismatchError
-from ..forms import INT, SIZE, optional, record, text
 from ..trace import Size, Trace
 from .base import Edit, register
+from .forms import INT, SIZE, optional, record, text
 
 _FORM = record(module=text, name=text, index=optional(SIZE), before=INT, after=INT)
 

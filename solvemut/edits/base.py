@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import PlanMismatchError
-from ..forms import fail, shown, text
 from ..trace import Trace
+from .forms import fail, shown, text
 
 E = TypeVar("E", bound="Edit")
 

@@ -13,15 +13,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..flow import Flow, Output
-from ..labels import Labels
+from ..flow import Flow, Labels, Output
 from ..trace import Node, Ref
 from . import layers, products, shapes
 from .elementwise import elementwise, unknown
 from .notation import DIMS, INTS, RULES, Rule, row, rule
 from .shapes import slice_bounds
 
-__all__ = ["INTS", "RULES", "Rule", "apply_rule", "layers", "products", "row", "rule", "shapes", "slice_bounds"]
+__all__ = [
+    "INTS",
+    "RULES",
+    "Rule",
+    "apply_rule",
+    "layers",
+    "products",
+    "row",
+    "rule",
+    "shapes",
+    "slice_bounds",
+]
 
 
 def apply_rule(flow: Flow, node: Node) -> Output:
@@ -32,7 +42,12 @@ def apply_rule(flow: Flow, node: Node) -> Output:
         if node.is_list and isinstance(out, Labels):
             out = _with_companions(flow, node, out)
         if unread := _unread(flow, node):
-            _freeze_both(flow, node, out, f"{node.op} was given a number that no rule reads, {', '.join(unread)}")
+            _freeze_both(
+                flow,
+                node,
+                out,
+                f"{node.op} was given a number that no rule reads, {', '.join(unread)}",
+            )
         return out
     if node.pointwise:
         return elementwise(flow, node)

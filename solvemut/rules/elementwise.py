@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..flow import Flow, Output
-from ..labels import Factor, Labels
+from ..flow import Factor, Flow, Labels, Output
 from ..trace import Node, Ref
 from .notation import dims_of, rule
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..flow import Flow, Output
-from ..labels import Labels, prod
+from ..flow import Flow, Labels, Output, prod
 from ..trace import Node, Ref
 from .notation import pattern, row, rule
 

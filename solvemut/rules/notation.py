@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..flow import Flow, Output
-from ..labels import Factor, Labels, prod
+from ..flow import Factor, Flow, Labels, Output, prod
 from ..trace import Node, Ref
 
 Rule = Callable[[Flow, Node], Output]
 RULES: dict[str, Rule] = {}
 # The int arguments that a rule heeds, or knows to leave sizes alone; "*": all. Those that name dims every rule heeds.
 INTS: dict[str, frozenset[str]] = {}
-DIMS = frozenset(
-    ("dim", "dims", "dim0", "dim1", "axis0", "axis1", "source", "destination", "start_dim", "end_dim")
-)
+DIMS = frozenset(("dim", "dims", "dim0", "dim1", "axis0", "axis1", "source", "destination", "start_dim", "end_dim"))
 
 
 def row(ops: str, rule: Rule, ints: str = "") -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..flow import Flow, Output
-from ..labels import Labels, prod
+from ..flow import Flow, Labels, Output, prod
 from ..trace import Node, Ref
 from .elementwise import broadcast, elementwise, unknown
 from .notation import dims_of, rule

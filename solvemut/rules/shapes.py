@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..flow import Flow, Output
-from ..labels import Factor, Labels
+from ..flow import Factor, Flow, Labels, Output
 from ..trace import Node
 from .elementwise import broadcast, joint_dims, stretched, unknown
 from .notation import dims_of, rule

@@ -67,9 +67,12 @@ class Search:
         value, bound = self.known.value, self.known.bound
         gap = None if value is None or bound is None else nearest(relative_gap(value, bound))
         progress = Progress(
-            None if value is None else total(sign * value), None if bound is None else total(sign * bound),
-            gap, self.clock.seconds, self.phase,
-        )  # fmt: skip
+            None if value is None else total(sign * value),
+            None if bound is None else total(sign * bound),
+            gap,
+            self.clock.seconds,
+            self.phase,
+        )
         try:
             if self.options.callback(progress) is True:
                 self.clock.stop()

@@ -80,8 +80,9 @@ class Stream:
         """For each target scope, the largest sum plus ``outside`` (over all but the last variable) of each cell."""
         sizes = dict(zip(self.scope, self.sizes, strict=True))
         found = [np.full([sizes[u] for u in target], -np.inf) for target in targets]
-        views = [np.moveaxis(f, t.index(self.cut), 0) if self.cut in t else None
-                 for f, t in zip(found, targets, strict=True)]  # fmt: skip
+        views = [
+            np.moveaxis(f, t.index(self.cut), 0) if self.cut in t else None for f, t in zip(found, targets, strict=True)
+        ]
         buffer = np.empty(self.shape)
         for k, piece in enumerate(self.slices()):
             belief = np.add(piece, outside.take(k, axis=self.axis)[..., None], out=buffer)

@@ -69,9 +69,13 @@ def tie_of(row: Row) -> Tie | None:
 
 
 def tied_table(
-    variable: int, separator: Sequence[int], levels: np.ndarray, parts: Sequence[Part], checks: Sequence[Tie],
+    variable: int,
+    separator: Sequence[int],
+    levels: np.ndarray,
+    parts: Sequence[Part],
+    checks: Sequence[Tie],
     sizes: Sequence[int],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The sum of all parts on the separator's grid, the variable at its level there."""
     table = np.zeros([sizes[u] for u in separator])
     inside = np.maximum(levels, 0)
@@ -84,9 +88,13 @@ def tied_table(
 
 
 def back(
-    belief: np.ndarray, variable: int, separator: Sequence[int], levels: np.ndarray, scope: Sequence[int],
+    belief: np.ndarray,
+    variable: int,
+    separator: Sequence[int],
+    levels: np.ndarray,
+    scope: Sequence[int],
     sizes: Sequence[int],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The best belief for each cell of a scope that may hold the tied variable, where belief is on the separator."""
     if variable in scope:
         needed = {u for axis, u in enumerate(separator) if u in scope or levels.shape[axis] > 1}

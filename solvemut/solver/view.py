@@ -173,9 +173,17 @@ def view(model: Model) -> View:
         coordinates += _coordinates(i, row, scales[i], source, nearest(scales[0] / scales[i]))
     dense = tuple(_stacked(scope, layers) for scope, layers in stacks.items())
     return View(
-        sizes, dense, tuple(ranks), tuple(hard), tuple(ties), tuple(coordinates), np.array(magnitude),
-        len(dense) + len(ranks) + len(hard) + len(ties), scales[0], model.objective.constant,
-    )  # fmt: skip
+        sizes,
+        dense,
+        tuple(ranks),
+        tuple(hard),
+        tuple(ties),
+        tuple(coordinates),
+        np.array(magnitude),
+        len(dense) + len(ranks) + len(hard) + len(ties),
+        scales[0],
+        model.objective.constant,
+    )
 
 
 def _stacked(scope: tuple[int, ...], layers: list[tuple[int, np.ndarray]]) -> Dense:

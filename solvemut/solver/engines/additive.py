@@ -178,8 +178,11 @@ class _Run:
             parts, size = [], max(1, BLOCK // len(left))
             for at in range(0, len(choices), size):
                 block = slice(at, at + size)
-                parts.append(_extended(bounds[block], spent[block], bank.losses[g][left], self.spent[g][left],
-                                       threshold, room, at))  # fmt: skip
+                parts.append(
+                    _extended(
+                        bounds[block], spent[block], bank.losses[g][left], self.spent[g][left], threshold, room, at
+                    )
+                )
             parents, levels, bounds, spent = (np.concatenate([part[i] for part in parts]) for i in range(4))
             if len(parents) > most:
                 score = bounds.min(axis=1)
@@ -202,9 +205,14 @@ class _Run:
 
 
 def _extended(
-    bounds: np.ndarray, spent: np.ndarray, losses: np.ndarray, costs: np.ndarray, threshold: float, room: np.ndarray,
+    bounds: np.ndarray,
+    spent: np.ndarray,
+    losses: np.ndarray,
+    costs: np.ndarray,
+    threshold: float,
+    room: np.ndarray,
     offset: int,
-) -> Sequence[np.ndarray]:  # fmt: skip
+) -> Sequence[np.ndarray]:
     """Every level for every partial choice that stays above the threshold and can still keep the limits."""
     parents, levels = np.nonzero(bounds[:, :1] + losses[:, 0] >= threshold)
     total = spent[parents] + costs[levels]

@@ -172,9 +172,11 @@ class _Run:
     def _once(self) -> Any:
         seconds = timedelta(seconds=min(max(0.001, self.request.clock.left), LONGEST))
         parameters = mathopt.SolveParameters(  # HiGHS refuses "threads" here; one is its default
-            time_limit=seconds, random_seed=self.request.seed % SEEDS,
-            relative_gap_tolerance=float(self.request.gap) * 0.5, absolute_gap_tolerance=0.0,
-        )  # fmt: skip
+            time_limit=seconds,
+            random_seed=self.request.seed % SEEDS,
+            relative_gap_tolerance=float(self.request.gap) * 0.5,
+            absolute_gap_tolerance=0.0,
+        )
         with kept_quiet():
             return in_thread(lambda: self._tried(parameters), self.request, patience=self.request.clock.left + GRACE)
 

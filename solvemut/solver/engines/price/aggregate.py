@@ -192,9 +192,10 @@ class _Builder:
         self.sums.append((parts, levels))
         self.known[parts] = variable
         terms = (
-            Term((before,), array(list(first))), Term((last,), array(list(factor))),
+            Term((before,), array(list(first))),
+            Term((last,), array(list(factor))),
             Term((variable,), array([-x for x in levels])),
-        )  # fmt: skip
+        )
         self.rows.append(Row(f"sum of {len(parts)}", terms, 0, 0, 0))
         return variable
 

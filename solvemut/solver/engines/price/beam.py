@@ -59,9 +59,14 @@ class _Beam:
     """Partial choices with their bounds at every guide, extended variable by variable."""
 
     def __init__(
-        self, guides: Sequence[Priced], threshold: float, most: int, over: Callable[[], bool],
-        compare: Compare | None, entries: int,
-    ) -> None:  # fmt: skip
+        self,
+        guides: Sequence[Priced],
+        threshold: float,
+        most: int,
+        over: Callable[[], bool],
+        compare: Compare | None,
+        entries: int,
+    ) -> None:
         self.guides, self.most, self.over, self.compare = guides, most, over, compare
         self.order = guides[0].sweep.order
         self.sizes = self.order.view.sizes
@@ -132,9 +137,13 @@ def _best(score: np.ndarray, count: int) -> tuple[np.ndarray, float]:
 
 
 def _extend(
-    guides: Sequence[Priced], v: int, buckets: Sequence[int], choices: np.ndarray, bounds: np.ndarray,
+    guides: Sequence[Priced],
+    v: int,
+    buckets: Sequence[int],
+    choices: np.ndarray,
+    bounds: np.ndarray,
     needs: np.ndarray,
-) -> Extensions:  # fmt: skip
+) -> Extensions:
     """Every level of ``v`` for every partial choice that stays above what each guide needs."""
     alive, totals = np.True_ & np.ones(1, dtype=bool), []
     for g, guide in enumerate(guides):

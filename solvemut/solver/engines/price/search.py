@@ -125,10 +125,18 @@ class _Search:
             found = _ordered(compact(coarse_model).model)
             if found is None or found.work <= HEAVY or (not found.exact and stride >= 8):
                 break  # where no separators are small, running sums will have to do
-        coarse = _Search(replace(
-            self.request, model=coarse_model, gap=max(self.request.gap, COARSE_GAP), on_bound=lambda bound: None,
-            on_engine=lambda name: None, hint=None, clock=self.request.clock.part(0.3 * self.request.clock.left),
-        ), is_coarse=True)  # fmt: skip
+        coarse = _Search(
+            replace(
+                self.request,
+                model=coarse_model,
+                gap=max(self.request.gap, COARSE_GAP),
+                on_bound=lambda bound: None,
+                on_engine=lambda name: None,
+                hint=None,
+                clock=self.request.clock.part(0.3 * self.request.clock.left),
+            ),
+            is_coarse=True,
+        )
         choice = coarse.run().choice
         if choice is not None:
             self.certificate.offer(choice)
@@ -217,9 +225,7 @@ class _Round:
         """Minimise the bound; None where that settles the matter."""
         heavy = self.order.work > 10 * HEAVY
         prices = Prices(self.order, self._offer, self.certificate.over, self._bounded if heavy else lambda bound: False)
-        start = np.array([
-            self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates
-        ])  # fmt: skip
+        start = np.array([self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates])
         known = bool(self.search.multipliers) and heavy
         best = prices.minimise(start, HEAVY_ROUNDS if known else ROUNDS, 1e-8, self.view.lowest)
         if self.certificate.enough:

@@ -1,0 +1,181 @@
+"""Plan: what will be changed, with its certificate. Printable, saved as JSON, checked before it is applied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..edits import Edit, Index, Selection, SetAttribute, edit_of
+from ..graph import Graph
+from ..report import one_line, short, table
+from . import file as planfile
+
+P = TypeVar("P", bound="PlanRecord")
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """A resource before and after the plan, and the budget it was given (None: no budget)."""
+
+    before: int
+    after: int
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
+class PlanBack:
+    """What leads back from a plan: first the selection, whose -1 stand for what was dropped, then the edits."""
+
+    selection: Selection
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A solved mutation as data; `apply.Plan` can be applied.
+
+    It is a list of `edits`, and a `selection` of what then stays. `shapes` maps every parameter and buffer it touches
+    to its shape before and after. `units` says for each index list of the selection which unit stands where, so that
+    the lists can be held against each other: see `planfile`.
+    """
+
+    status: str
+    objective: float
+    bound: float
+    gap: float
+    seconds: float
+    solver: str
+    sizes: Mapping[str, tuple[int, int]]
+    selection: Selection
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    costs: Mapping[str, PlanCost]
+    edits: tuple[Edit, ...] = ()
+    notes: tuple[str, ...] = ()
+    root: str = "model"
+    values: str = ""
+    example: str = ""
+    outputs: tuple[tuple[int, ...], ...] = ()
+    program: tuple[str, ...] = ()  # the forward of the changed model, one line per operation, as `verify` compares it
+    graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
+    units: Mapping[str, Mapping[int, list[list[list[int]]]]] = field(default_factory=dict)
+
+    @property
+    def indices(self) -> Mapping[str, Mapping[int, Index]]:
+        """For a parameter or buffer and one of its dims the old positions that stay: see `Selection`."""
+        return self.selection.indices
+
+    @property
+    def attributes(self) -> tuple[SetAttribute, ...]:
+        """The attributes of modules that get a new value."""
+        return tuple(e for e in self.edits if isinstance(e, SetAttribute))
+
+    @property
+    def back(self) -> PlanBack:
+        """The way back as data: which positions stayed, what the edits replaced. Weights that went are not in it."""
+        before = {name: old for name, (old, _) in self.shapes.items()}
+        return PlanBack(self.selection.back(before), tuple(e.back() for e in reversed(self.edits)))
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        rows = [[name, a, b, f"{b / a:.0%}" if a else ""] for name, (a, b) in self.sizes.items()]
+        costs = [
+            [name, short(c.before), short(c.after), f"{c.after / c.before:.2%}" if c.before else "",
+             "" if c.budget is None else short(c.budget)]
+            for name, c in self.costs.items()
+        ]  # fmt: skip
+        attributes = [[a.place, a.before, a.after] for a in self.attributes]
+        edits = [e.describe() for e in self.edits if not isinstance(e, SetAttribute)]
+        parts = [
+            f"{self.root}: {self.status}, value {self.objective:.6g} (bound {self.bound:.6g}, gap {self.gap:.2e}), "
+            f"{self.seconds:.2f} s with {self.solver}" + (f"; values: {self.values}" if self.values else ""),
+            table(["resource", "before", "after", "kept", "budget"], costs, right=[1, 2, 3, 4]),
+            table(["layer", "before", "after", "kept"], rows, right=[1, 2, 3]),
+        ]
+        if attributes:
+            parts.append(table(["attribute", "before", "after"], attributes, right=[1, 2]))
+        if edits:
+            parts.append("\n".join(["edits:", *(f"- {e}" for e in edits)]))
+        if self.notes:
+            parts.append("\n".join(["notes:", *(f"- {n}" for n in self.notes)]))
+        return "\n\n".join(parts)
+
+    def __repr__(self) -> str:
+        costs = [f"{name} {short(c.before)} -> {short(c.after)}" for name, c in self.costs.items()]
+        smaller = sum(a != b for a, b in self.sizes.values())
+        return one_line(f"<Plan of {self.root}: {self.status}, {smaller} layers change, {', '.join(costs)}>")
+
+    # -- JSON --------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise PlanMismatchError, with the place, if the plan does not agree with itself."""
+        planfile.check(self._data())
+
+    def _data(self) -> dict[str, Any]:
+        """The plan as a file has it."""
+        data: dict[str, Any] = {
+            "format": planfile.FORMAT,
+            "version": planfile.VERSION,
+            "certificate": {k: getattr(self, k) for k in _CERTIFICATE},
+            "sizes": {k: list(v) for k, v in self.sizes.items()},
+            "edits": [e.to_data() for e in self.edits],
+            "selection": self.selection.to_data(),
+            "units": {k: {str(d): i for d, i in v.items()} for k, v in self.units.items()},
+            "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
+            "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
+            "notes": list(self.notes),
+            "root": self.root,
+            "values": self.values,
+            "example": self.example,
+            "outputs": [list(s) for s in self.outputs],
+            "program": list(self.program),
+        }
+        return {**data, "checksum": ""}
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        data = self._data()
+        return json.dumps({**data, "checksum": planfile.checksum(data)})
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls: type[P], path: str | Path) -> P:
+        """Read a plan from a file. Raises PlanMismatchError if it is no plan, damaged, or of a later version."""
+        return cls.from_json(Path(path).read_bytes())
+
+    @classmethod
+    def from_json(cls: type[P], text: str | bytes) -> P:
+        """The plan that `to_json` wrote. Raises PlanMismatchError, with the place, if anything in it is not right."""
+        data = planfile.parse(text)
+        return cls(
+            **{k: data["certificate"][k] for k in _CERTIFICATE},
+            sizes={k: (a, b) for k, (a, b) in data["sizes"].items()},
+            edits=tuple(map(edit_of, data["edits"])),
+            selection=Selection.from_data(data["selection"]),
+            units={k: {int(d): i for d, i in v.items()} for k, v in data["units"].items()},
+            shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
+            costs={k: PlanCost(*v) for k, v in data["costs"].items()},
+            notes=tuple(data["notes"]),
+            root=data["root"],
+            values=data["values"],
+            example=data["example"],
+            outputs=tuple(tuple(s) for s in data["outputs"]),
+            program=tuple(data["program"]),
+        )
+
+
+_CERTIFICATE = ("status", "objective", "bound", "gap", "seconds", "solver")
+
+
+def as_lists(index: np.ndarray) -> Index:
+    """An index array as plain lists."""
+    found: Index = index.tolist()
+    return found

@@ -1,0 +1,21 @@
+"""Trace: what a forward did, as data. No torch here."""
+
+from .data import Call, Guard, Node, Param, Ref, Trace, sizes_in
+from .several import join
+from .sizes import Size, affine
+from .text import lines, listing
+
+__all__ = [
+    "Call",
+    "Guard",
+    "Node",
+    "Param",
+    "Ref",
+    "Size",
+    "Trace",
+    "affine",
+    "join",
+    "lines",
+    "listing",
+    "sizes_in",
+]

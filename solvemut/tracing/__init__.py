@@ -1,0 +1,22 @@
+"""Tracing: a forward pass of a torch module as a trace."""
+
+from .examples import MODES, Example, check_methods, check_modes, examples_of, from_text, to_text
+from .export import calls_agree, fake_run, trace_example, trace_examples, trace_module
+from .wrappers import forget_compiled, unwrapped
+
+__all__ = [
+    "MODES",
+    "Example",
+    "calls_agree",
+    "check_methods",
+    "check_modes",
+    "examples_of",
+    "fake_run",
+    "forget_compiled",
+    "from_text",
+    "to_text",
+    "trace_example",
+    "trace_examples",
+    "trace_module",
+    "unwrapped",
+]

@@ -1,0 +1,18 @@
+"""Values: what units are worth, as one number per unit."""
+
+from .data import activation, taylor
+from .metric import Metric, Values
+from .units import unit_values
+from .weights import bn_scale, constant, magnitude, random
+
+__all__ = [
+    "Metric",
+    "Values",
+    "activation",
+    "bn_scale",
+    "constant",
+    "magnitude",
+    "random",
+    "taylor",
+    "unit_values",
+]

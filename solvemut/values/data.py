@@ -1,0 +1,205 @@
+"""Values from runs of the model on data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..arguments import shown
+from ..errors import ValuesError
+from ..graph import Graph
+from ..interrupts import deferred
+from .metric import Metric
+from .weights import over_slices, wide
+
+
+def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
+    """|sum of weight times gradient| over each slice, accumulated over batches: the first-order change of the loss.
+
+    `loss(output, target)` returns a scalar for batches `(input, ..., target)`; a function whose first parameter is
+    called model, net, module or m is given `loss(model, batch)`, whatever the batches are.
+
+    >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
+    >>> taylor([(x, y)], nn.functional.cross_entropy).name
+    'taylor(batches, loss)'
+
+    Molchanov et al., Importance Estimation for Neural Network Pruning,
+    arXiv 1906.10771.
+    """
+    return _of_data("taylor(batches, loss)", _taylor, batches, loss, normalize)
+
+
+def _taylor(model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callable[..., torch.Tensor]) -> np.ndarray:
+    total: Any = 0
+    tensors = dict(model.named_parameters())
+
+    def contribution(name: str, w: torch.Tensor) -> torch.Tensor | None:
+        grad = tensors[name].grad
+        return None if grad is None else wide(w) * wide(grad)
+
+    def add() -> None:
+        nonlocal total
+        total = total + over_slices(model, graph, contribution, np.abs)
+
+    _each_batch(model, batches, loss, add)
+    return np.asarray(total)
+
+
+def _of_data(
+    name: str, score: Callable[..., np.ndarray], batches: Iterable[Any], loss: Callable[..., torch.Tensor],
+    normalize: str | None,
+) -> Metric:  # fmt: skip
+    """A metric that runs a loss over batches."""
+    if not callable(loss):
+        raise ValuesError(f"{name}: loss is a function of output and target, or of model and batch, not {shown(loss)}")
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise ValuesError(f"{name}: batches are a list or a loader of batches, not {shown(batches)}")
+    return Metric(name, partial(score, batches=batches, loss=loss), normalize)
+
+
+def activation(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
+    """|mean of activation times gradient| of each unit at the layers that make it, averaged over examples and batches.
+
+    Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, arXiv 1611.06440. The
+    activation is the output of every module that makes the unit.
+    """
+    return _of_data("activation(batches, loss)", _activation_scores, batches, loss, normalize)
+
+
+def _kept_state(model: nn.Module) -> Callable[[], None]:
+    """A function that gives back .grad, requires_grad, buffers and modes as they are now."""
+    grads = [(p, p.grad) for p in model.parameters()]
+    needs = [(p, p.requires_grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    training = [(m, m.training) for m in model.modules()]
+
+    def give_back() -> None:
+        for p, g in grads:
+            p.grad = g
+        for p, need in needs:
+            p.requires_grad_(need)
+        with torch.no_grad():
+            for b, saved in buffers:
+                b.copy_(saved)
+        for m, mode in training:
+            m.training = mode
+
+    return give_back
+
+
+def _value_of(loss: Callable[..., torch.Tensor], model: nn.Module, batch: Any) -> torch.Tensor:
+    """The loss on a batch, in whichever of the two ways it wants to be called."""
+    try:
+        names = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        names = []
+    if names and names[0] in ("model", "net", "network", "module", "m"):
+        return loss(model, batch)
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return loss(model(*batch[:-1]), batch[-1])
+    if len(names) == 1:
+        return loss(model(batch))
+    raise ValuesError(
+        "the batches are no (input, target) pairs; give loss(model, batch), its first parameter called `model`"
+    )
+
+
+def _each_batch(
+    model: nn.Module, batches: Iterable[Any], loss: Callable[..., torch.Tensor], use: Callable[[], None]
+) -> int:
+    """Run the loss and its gradients batch by batch, `use` after each, and leave the model as it was; how many."""
+    n = 0
+    grad = torch.is_grad_enabled()
+    with deferred() as interrupts:
+        give_back = _kept_state(model)
+        try:
+            model.eval()
+            for p in model.parameters():
+                p.requires_grad_(p.is_floating_point())
+            with torch.random.fork_rng(), torch.enable_grad(), interrupts.allowed():
+                for n, batch in enumerate(batches, 1):
+                    _backward(model, _plain(batch), loss, n)
+                    use()
+        finally:
+            give_back()
+            torch.set_grad_enabled(grad)
+    if n == 0:
+        raise ValuesError("the data iterator gave no batch: an iterator that was used up, or an empty loader?")
+    return n
+
+
+def _plain(batch: Any) -> Any:
+    """Tensors made in inference mode cannot be part of a backward pass; their copies can."""
+    if not any(map(_is_inference, pytree.tree_leaves(batch))):
+        return batch
+    return pytree.tree_map(lambda x: x.clone() if _is_inference(x) else x, batch)
+
+
+def _is_inference(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_inference()
+
+
+def _backward(model: nn.Module, batch: Any, loss: Callable[..., torch.Tensor], n: int) -> None:
+    for p in model.parameters():
+        p.grad = None
+    found = _value_of(loss, model, batch)
+    if not isinstance(found, torch.Tensor) or found.numel() != 1:
+        raise ValuesError("the loss must return a scalar tensor")
+    if not torch.isfinite(found):
+        raise ValuesError(f"the loss on batch {n} is {float(found.detach())}")
+    found.backward()
+
+
+def _activation_scores(
+    model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callable[..., torch.Tensor]
+) -> np.ndarray:
+    modules = dict(model.named_modules())
+    places: dict[str, tuple[np.ndarray, int]] = {}
+    for v in graph.vertices:
+        if v.makes_units and v.name in modules and v.axis is not None:
+            places[v.name] = (v.units, v.axis)
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor) and out.requires_grad:
+                out.retain_grad()
+                seen.setdefault(name, []).append(out)
+
+        return hook
+
+    total = np.zeros(graph.coupling.n_units)
+
+    def add() -> None:
+        for name, outs in seen.items():
+            units, axis = places[name]
+            for out in outs:
+                if out.grad is not None:
+                    np.add.at(total, units, _taylor_of(out, axis))
+        seen.clear()
+
+    with deferred():
+        try:
+            for name in places:
+                handles.append(modules[name].register_forward_hook(record(name)))
+            n = _each_batch(model, batches, loss, add)
+        finally:
+            for h in handles:
+                h.remove()
+    return total / n
+
+
+def _taylor_of(out: torch.Tensor, axis: int) -> np.ndarray:
+    """Per unit: |mean over positions of activation * gradient|, averaged over the batch (dim 0, unless it is units)."""
+    assert out.grad is not None
+    c = (wide(out.detach()) * wide(out.grad)).movedim(axis, -1)
+    batch = c.shape[0] if c.ndim > 1 else 1
+    return c.reshape(batch, -1, c.shape[-1]).mean(1).abs().mean(0).cpu().numpy()
