@@ -13,16 +13,14 @@ from .apply import Plan
 from .arguments import flag, names, one_of, search_limits, shown, whole
 from .compile import Compiled, Question, Worth, compile_program, explained
 from .coupling import couple
-from .edits import Selection, SetAttribute
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .interrupts import Heard
-from .plan import PlanCost, Resized, as_lists, resize, runs
+from .plan import PlanCost, parts, replayed
 from .program import Progress, Solution
 from .progress import Reporter
 from .report import one_line
 from .requests import Budget, Cost, Request, flat, owners
-from .trace import Size, listing
 from .values import Metric, Values, magnitude, unit_values
 
 INTERRUPTS = ("raise", "return")
@@ -144,31 +142,22 @@ class Problem:
         return explained(error, compiled.choices, self.kept)
 
     def _plan(self, solution: Solution, kept: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
-        graph, trace = self.graph, self.graph.trace
-        resized = resize(graph.coupling, kept)
-        after = Graph(resized.trace, couple(resized.trace), graph.example, graph.model, graph.examples)
-        costs = self._costs(kept, after)
+        graph = self.graph
+        changed = replayed(graph.coupling, kept)
+        after = Graph(changed.trace, couple(changed.trace), graph.example, graph.model, graph.examples)
         self._check(solution, compiled, kept, after)
         return Plan(
-            solution.status,
-            float(solution.objective),
-            float(solution.bound),
-            float(solution.gap),
-            seconds,
-            solution.solver,
-            {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
-            Selection(_indices(resized)),
-            _shapes(graph, resized),
-            costs,
-            tuple(_attribute(a, trace.attributes[a], v) for a, v in resized.attributes.items()),
-            (*graph.notes, *compiled.notes),
-            trace.root,
-            _values_name(self.values),
-            graph.example,
-            tuple(resized.trace.shape(o) for o in trace.outputs),
-            listing(resized.trace),
-            after,
-            _units(graph, resized, kept),
+            status=solution.status,
+            objective=float(solution.objective),
+            bound=float(solution.bound),
+            gap=float(solution.gap),
+            seconds=seconds,
+            solver=solution.solver,
+            costs=self._costs(kept, after),
+            notes=(*graph.notes, *compiled.notes),
+            values=_values_name(self.values),
+            graph=after,
+            **parts(graph, changed, kept),
         )
 
     def _costs(self, kept: np.ndarray, after: Graph) -> dict[str, PlanCost]:
@@ -189,7 +178,7 @@ class Problem:
         return cost is own or (own is not None and cost.owner is not self.graph.coupling and cost.now == own.now)
 
     def _check(self, solution: Solution, compiled: Compiled, kept: np.ndarray, after: Graph) -> None:
-        """What the program promised is what the units kept, and the resized model, come to."""
+        """What the program promised is what the units kept, and the changed model, come to."""
         worth = compiled.decoder.worth.of(kept, compiled.decoder.frozen)
         if abs(worth - float(solution.objective)) > 1e-6 * max(1.0, abs(worth), abs(float(solution.objective))):
             raise SolvemutError(
@@ -233,42 +222,3 @@ def _values_name(values: Values) -> str:
     if values is None:
         return magnitude().name
     return values.name if isinstance(values, Metric) else "given by the caller"
-
-
-def _attribute(size: Size, before: int, after: int) -> SetAttribute:
-    module, name, index = size.args
-    return SetAttribute(module, name, index, before, after)
-
-
-def _indices(resized: Resized) -> dict[str, dict[int, Any]]:
-    out: dict[str, dict[int, Any]] = {}
-    for (value, dim), index in resized.index.items():
-        p = resized.trace.params[value]
-        for name in (p.name, *p.aliases):
-            out.setdefault(name, {})[dim] = as_lists(index)
-    return out
-
-
-def _units(graph: Graph, resized: Resized, kept: np.ndarray) -> dict[str, dict[int, Any]]:
-    """For every index list the unit at each old position; and at each new one, where their order changed."""
-    out: dict[str, dict[int, Any]] = {}
-    for (value, dim), index in resized.index.items():
-        units = graph.coupling.units(graph.coupling.sources[value, dim].labels)
-        found = [runs(units)]
-        if (np.diff(index, axis=-1) < 0).any():
-            rows = units[kept[units].any(axis=-1)] if index.ndim == 2 else units
-            found.append(runs(np.take_along_axis(rows, index, axis=-1)))
-        p = resized.trace.params[value]
-        for name in (p.name, *p.aliases):
-            out.setdefault(name, {})[dim] = found
-    return out
-
-
-def _shapes(graph: Graph, resized: Resized) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    out = {}
-    for value, p in graph.trace.params.items():
-        if p.kind != "constant":
-            for name in (p.name, *p.aliases):
-                out[name] = (p.shape, resized.trace.params[value].shape)
-    out.update({p.name: (p.shape, p.shape) for p in graph.trace.unused})
-    return out

@@ -10,6 +10,7 @@ from torch import nn
 from ..edits import SetAttribute
 from ..errors import PlanMismatchError
 from ..plan import PlanRecord
+from ..tracing import repeats
 from .followers import about_follower
 from .tensors import Undo
 
@@ -68,41 +69,17 @@ def repeat_sizes(models: Sequence[nn.Module], undo: Undo) -> None:
     """Attributes of torch's own layers follow the shapes of the parameters."""
     for model in models:
         for module in model.modules():
-            for kind, follow in ATTRIBUTES:
-                if isinstance(module, kind):
-                    for name, value in follow(module).items():
-                        if value is not None and getattr(module, name, value) != value:
-                            _assign(module, name, value, undo)
+            found = {repeat.attribute: size for repeat, _, size in repeats(module)}
+            if isinstance(module, nn.MultiheadAttention):
+                found |= _attention(module)
+            for name, size in found.items():
+                if getattr(module, name, size) != size:
+                    _assign(module, name, size, undo)
 
 
-def _conv(m: Any) -> dict[str, Any]:
-    a, b = m.weight.shape[:2]
-    return {"in_channels": a, "out_channels": b * m.groups} if m.transposed else {
-        "in_channels": b * m.groups, "out_channels": a}  # fmt: skip
-
-
-def _norm(m: Any) -> dict[str, Any]:
-    tensors = [t for t in (m.weight, m.running_mean) if t is not None]
-    return {"num_features": tensors[0].shape[0]} if tensors else {}
-
-
-def _attention(m: Any) -> dict[str, Any]:
-    return {"head_dim": m.embed_dim // m.num_heads, **_key_value(m, m.embed_dim)}
-
-
-def _key_value(m: Any, embed: int) -> dict[str, Any]:
+def _attention(m: nn.MultiheadAttention) -> dict[str, int]:
+    """What it derives from its width, which is an attribute of its own, and from the weights of key and value."""
+    sizes = {"head_dim": m.embed_dim // m.num_heads}
     if m._qkv_same_embed_dim:
-        return {"kdim": embed, "vdim": embed}
-    return {"kdim": m.k_proj_weight.shape[1], "vdim": m.v_proj_weight.shape[1]}
-
-
-# What they repeat, from the shapes of their parameters.
-ATTRIBUTES: list[tuple[Any, Callable[[Any], dict[str, Any]]]] = [
-    (nn.Linear, lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}),
-    (nn.modules.conv._ConvNd, _conv),
-    (nn.modules.batchnorm._NormBase, _norm),
-    (nn.GroupNorm, lambda m: {"num_channels": None if m.weight is None else m.weight.shape[0]}),
-    (nn.Embedding, lambda m: {"embedding_dim": m.weight.shape[1]}),
-    (nn.PReLU, lambda m: {"num_parameters": m.weight.shape[0]}),
-    (nn.MultiheadAttention, _attention),
-]
+        return {**sizes, "kdim": m.embed_dim, "vdim": m.embed_dim}
+    return {**sizes, "kdim": m.k_proj_weight.shape[1], "vdim": m.v_proj_weight.shape[1]}

@@ -70,9 +70,13 @@ def apply_plan(
 
 
 def _change(
-    plan: PlanRecord, models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer],
-    changes: Sequence[Change], verify: str | None, poll: Callable[[], None],
-) -> None:  # fmt: skip
+    plan: PlanRecord,
+    models: Sequence[nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    changes: Sequence[Change],
+    verify: str | None,
+    poll: Callable[[], None],
+) -> None:
     """All steps, or none; an interrupt is heard at each `poll`."""
     undo: Undo = []
     notices = [n for optimizer in optimizers if (n := reset_notice(optimizer, changes))]

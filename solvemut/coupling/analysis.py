@@ -71,8 +71,10 @@ class Analysis:
             if known == (len(self.edges), len(self.frozen_labels), len(self.pinned)):
                 break
         links += self._equals()
-        links += [Link(((f.labels.reshape(-1), 1),), f.least, f.node, f.why, f.labels.size - f.least)
-                  for f in self.facts.floors]  # fmt: skip
+        links += [
+            Link(((f.labels.reshape(-1), 1),), f.least, f.node, f.why, f.labels.size - f.least)
+            for f in self.facts.floors
+        ]
         links += self._interleaved(rows, links, unit_of)
         links = [x for x in links if not trivial(x, unit_of)]
         return unit_of, frozen, reasons, links, rows, uses
@@ -217,7 +219,7 @@ class Analysis:
     ) -> None:
         """What a forward asked of sizes keeps its answer: a linear relation, a divisor, or sizes that stay.
 
-        Questions about attributes that are not linear are put again when a plan is drawn up (`resize`).
+        Questions about attributes that are not linear are put again when a plan is drawn up (`plan.attributes`).
         """
         node, why = Node(guard.place, "branch", {}, ()), f"the forward asks whether {guard}"
         form = affine(Size("-", (guard.left, guard.right)), exact=True)

@@ -163,7 +163,7 @@ def _groups(
     for m in flow.facts.merges:
         inside = m.a.reshape(-1)[:1]
         g = int(group_of[unit_of[inside[0]]]) if len(inside) else -1
-        if g >= 0 and len(sources[g]) > 1 and m.node.op not in _TAKES_OVER:
+        if g >= 0 and len(sources[g]) > 1 and not m.takes_over:
             origins[g].setdefault(m.node.at())
     out = []
     for i, _r in enumerate(names):
@@ -171,17 +171,3 @@ def _groups(
         why = reasons[int(member[0])] if frozen[member].all() else ""
         out.append(Group(i, len(member), tuple(sources[i]), tuple(dims[i]), tuple(origins[i]), why))
     return group_of, tuple(out)
-
-
-# Merges at these nodes tie a layer's input dim to the units that come in: every group has them.
-_TAKES_OVER = {
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "batch_norm",
-    "layer_norm",
-    "prelu",
-    "group_norm",
-    "instance_norm",
-}

@@ -1,7 +1,7 @@
 """Edits: what a plan does to a model's structure, as values; to bring in this package is to register all kinds."""
 
 from .attributes import SetAttribute
-from .base import EDITS, Edit, edit_of, register
+from .base import EDITS, Edit, edit_form, edit_of, register
 from .selection import Index, Selection, rows_of
 
-__all__ = ["EDITS", "Edit", "Index", "Selection", "SetAttribute", "edit_of", "register", "rows_of"]
+__all__ = ["EDITS", "Edit", "Index", "Selection", "SetAttribute", "edit_form", "edit_of", "register", "rows_of"]

@@ -35,6 +35,7 @@ class Merge:
     a: np.ndarray
     b: np.ndarray
     node: Node
+    takes_over: bool = False  # the units of a parameter that the node is the first to read are those that come in
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,14 +36,14 @@ class Flow:
         self.count = 1  # labels handed out; 0 is FIXED
         self.facts = Facts()
         self.node: Node = Node("", "", {}, ())
-        self._elements: set[tuple[str, int]] | None = None
         self.counted: set[Any] = set()  # arguments of the present node that are said to count labels
+        self._elements: set[tuple[str, int]] | None = None
         self._asked: dict[int, tuple[str, Any]] = {}  # sources first asked for by the present node, by id of the array
 
     def run(self, apply: Callable[[Flow, Node], Output]) -> Facts:
         """Apply the rules to every node in order; the model's outputs stay as they are."""
         for node in self.trace.nodes:
-            self.node, self._asked, self.counted = node, {}, set()
+            self.node, self._asked = node, {}
             self.values[node.name] = apply(self, node)
         self.node = Node("output", "output", {}, ())
         for name in self.trace.outputs:
@@ -76,6 +76,10 @@ class Flow:
         sources = {d: self.source((arg.name, d), (param.shape[d],)) for d in dims if param.shape[d] > 1}
         return Labels.of(param.shape, sources)
 
+    def is_per_row(self, arg: Ref) -> bool:
+        """Whether the inner dim of a weight had labels for each of its groups before a change."""
+        return False
+
     def element(self, arg: Ref, index: int) -> Labels:
         """One element of a list value."""
         found = self.values[arg.name]
@@ -98,7 +102,8 @@ class Flow:
         if self.asked_here(b) is None or self.asked_here(a) is None:
             self._take(a)
         if a is not b:
-            self.facts.merges.append(Merge(a, b, self.node))
+            takes_over = self.asked_here(a) is not None or self.asked_here(b) is not None
+            self.facts.merges.append(Merge(a, b, self.node, takes_over))
 
     def asked_here(self, labels: np.ndarray) -> tuple[str, Any] | None:
         """The source that these labels are, or are a view of, if the present node is the first to read it."""
@@ -258,51 +263,6 @@ class Flow:
         if len(dims) == len(keep) == 1:
             labels = first.labels  # nothing happens to it: keep the identity of the array
         return simplify(Factor(keep, labels))
-
-    def grouped(
-        self, node: Node, inputs: np.ndarray | None, w: Labels, groups: int, transposed: bool, work: int
-    ) -> np.ndarray | None:
-        """The channels of a grouped convolution: every group reads its own rows of the input channels."""
-        rows, inner = w.filled(0).reshape(groups, -1), self.inner_units(node.args["weight"], w, groups)
-        if inner is None:
-            return self._depthwise(inputs, rows, groups, transposed, work)
-        in_rows, out_rows = (rows, inner) if transposed else (inner, rows)
-        self.merge(None if inputs is None else inputs.reshape(in_rows.shape), in_rows, in_rows.shape)
-        for part in (in_rows, out_rows):
-            self.group_rows(part)
-        self.work([work, Extent(rows.reshape(-1)), Extent(inner, per_row=True)])
-        return out_rows.reshape(-1)
-
-    def is_grouped(self, arg: Ref, groups: int) -> bool:
-        """Whether a convolution weight has groups."""
-        return groups > 1
-
-    def inner_units(self, arg: Ref, w: Labels, groups: int) -> np.ndarray | None:
-        """Labels of the inner dim of a grouped weight, [groups, channels]; None if it is a single slice."""
-        if w.shape[1] == 1:
-            return None
-        if arg.name in self.trace.params:
-            return self.source((arg.name, 1), (groups, w.shape[1]), per_row=True)
-        return np.broadcast_to(w.filled(1), (groups, w.shape[1]))
-
-    def _depthwise(
-        self, inputs: np.ndarray | None, rows: np.ndarray, groups: int, transposed: bool, work: int
-    ) -> np.ndarray | None:
-        """One weight slice per group: a group goes with its channels."""
-        self.work([work, Extent(rows.reshape(-1))])
-        if transposed:  # rows are the inputs, one output per group
-            self.merge(None if inputs is None else inputs.reshape(rows.shape), rows, rows.shape)
-            self.merge(np.broadcast_to(rows[:, :1], rows.shape), rows, rows.shape)
-            self.literal(("groups",), rows[:, 0])
-            return rows[:, 0]
-        if inputs is None and rows.shape[1] > 1:
-            self.group_rows(np.zeros((groups, 1), dtype=np.int64))
-            self.group_rows(rows)
-        else:
-            n = rows.shape[1]
-            self.merge(None if inputs is None else np.repeat(inputs, n), rows.reshape(-1), (groups * n,))
-            self.literal(("groups",), rows[:, 0])
-        return rows.reshape(-1)
 
     def created(self, path: Path, n: int) -> np.ndarray | None:
         """Labels of a dim of a tensor that the forward creates: its own if its size follows another, else fixed."""

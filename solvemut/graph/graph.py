@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -15,10 +15,13 @@ from ..arguments import near, shown
 from ..costs import COSTS
 from ..coupling import Coupling, Group
 from ..errors import RequestError
-from ..flow import FIXED, Extent, Factor, Labels
-from ..report import clipped, one_line, short, table
+from ..flow import FIXED, Extent, Labels
+from ..report import one_line
 from ..requests import Affine, Cost
+from ..rules import OPS
 from ..trace import Node, Trace
+from . import text
+from .features import Features, Makers, feature_dim
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class Vertex:
     """A layer, an operation, or an input of the model.
 
     `nin` lists the size of each input slot, `nout` is the size of the output; `ins` and `out` are the same as size
-    expressions to put requests on. `units` are the unit classes of the output, `axis` is its dim.
+    expressions to put requests on. `units` are the unit classes of the output along its `dim`.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Vertex:
     ins: tuple[Affine, ...]
     out: Affine
     units: np.ndarray
-    axis: int | None
+    dim: int | None
     makes_units: bool
     nodes: tuple[str, ...] = ()
 
@@ -64,6 +67,14 @@ class Graph:
     examples: tuple[Any, ...] = field(default=(), repr=False)  # the calls it was captured by, as `example` has them
     _cache: dict[str, Vertex] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def _makers(self) -> Makers:
+        return Makers(self.coupling)
+
+    @cached_property
+    def _features(self) -> Features:
+        return Features(self.coupling, self._makers)
+
     # -- vertices --------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -78,7 +89,7 @@ class Graph:
         shown = np.unique(np.concatenate([np.empty(0, dtype=int), *(v.units for v in calls if v.makes_units)]))
         names = {v.name for v in calls}
         found = []
-        for value, dim in [(v, d) for v, dims in self._makers.items() for d in dims]:
+        for value, dim in [(v, d) for v, dims in self._makers.dims.items() for d in dims]:
             extent = Extent(self.coupling.sources[value, dim].labels.reshape(-1), owner=self.coupling)
             units = self.coupling.units(extent)
             if np.isin(units, [FIXED, *shown]).all() or self.coupling.frozen[units].all():
@@ -87,31 +98,6 @@ class Graph:
             name = p.name if p.name not in names else f"{p.name}[dim {dim}]"
             names.add(name)
             found.append(Vertex(name, "parameter", (), Affine.of(extent, f"{name}.out"), units, dim, True))
-        return found
-
-    @cached_property
-    def _makers(self) -> dict[str, list[int]]:
-        """The parameters that make units, in execution order, each with the dims that do."""
-        found: dict[str, list[int]] = {}
-        for value, dim in self.coupling.sources:
-            p = self.trace.params.get(value)
-            if p is not None and p.kind == "parameter" and (value, dim) in self.coupling.produced:
-                found.setdefault(value, []).append(dim)
-        return found
-
-    def _made_by(self, values: Iterable[str]) -> list[np.ndarray]:
-        """The units of each dim of these parameters that makes units."""
-        sources = self.coupling.sources
-        return [self.coupling.units(sources[v, d]) for v in dict.fromkeys(values) for d in self._makers.get(v, ())]
-
-    @cached_property
-    def _first_maker(self) -> dict[int, str]:
-        """For every unit the parameter that makes it before any other does."""
-        found: dict[int, str] = {}
-        for value in self._makers:
-            for units in self._made_by([value]):
-                for u in units.reshape(-1).tolist():
-                    found.setdefault(u, value)
         return found
 
     def _calls(self) -> dict[str, list[Node]]:
@@ -134,11 +120,11 @@ class Graph:
                 name = _unused(node.module, calls)
                 last = node.module
             calls.setdefault(name, []).append(node)
-        return {k: nodes for k, nodes in calls.items() if any(n.op not in _SILENT for n in nodes)}
+        return {k: nodes for k, nodes in calls.items() if any(_is_shown(n) for n in nodes)}
 
     def _weight_of(self, node: Node) -> str | None:
         """The path of the one weight that an operation without a module makes its units of: users know it by that."""
-        weights = [p for r in dict.fromkeys(node.refs()) if r in self._makers and (p := self.trace.params[r])]
+        weights = [p for r in dict.fromkeys(node.refs()) if r in self._makers.dims and (p := self.trace.params[r])]
         weights = [p for p in weights if len(p.shape) > 1]
         return weights[0].name if len(weights) == 1 else None
 
@@ -174,28 +160,28 @@ class Graph:
 
     def _input(self, name: str) -> Vertex:
         shape = self.trace.inputs[name]
-        axis = self._features.get(name, ())
-        n = int(np.prod([shape[d] for d in axis])) if axis else 1
-        return Vertex(name, "input", (), Affine((), n), np.zeros(n, dtype=int), axis[0] if axis else None, False)
+        dims = self._features.dims.get(name, ())
+        n = int(np.prod([shape[d] for d in dims])) if dims else 1
+        return Vertex(name, "input", (), Affine((), n), np.zeros(n, dtype=int), dims[0] if dims else None, False)
 
     def _vertex(self, name: str, nodes: list[Node]) -> Vertex:
         made = {n.name for n in nodes}
-        slots = [(r, _BY_OP.get(n.op)) for n in nodes for r in n.refs() if r not in self.trace.params]
+        slots = [(r, feature_dim(n)) for n in nodes for r in n.refs() if r not in self.trace.params]
         outside = [(r, dim) for r, dim in slots if r not in made] or slots[:1]
         ins = tuple(self._affine(r, f"{name}.ins[{k}]", dim) for k, (r, dim) in enumerate(outside))
         last = nodes[-1]
-        units, axis = self._units(last.name)
-        labels = self._feature_labels(last.name)
+        units, dim = self._features.units(last.name)
+        labels = self._features.labels(last.name)
         out = (
             Affine((), len(units))
             if labels is None
             else Affine.of(Extent(labels.reshape(-1), owner=self.coupling), f"{name}.out")
         )
-        produced = self._made_by(r for n in nodes for r in n.refs())
+        produced = self._makers.units(r for n in nodes for r in n.refs())
         free = units[units != FIXED]
         makes = any(np.isin(free, u).any() for u in produced)
-        op = last.op if len(nodes) == 1 else "+".join(dict.fromkeys(n.op for n in nodes if n.op not in _SILENT))
-        return Vertex(name, op, ins, out, units, axis, makes, tuple(n.name for n in nodes))
+        op = last.op if len(nodes) == 1 else "+".join(dict.fromkeys(n.op for n in nodes if _is_shown(n)))
+        return Vertex(name, op, ins, out, units, dim, makes, tuple(n.name for n in nodes))
 
     def _affine(self, value: str, name: str, dim: int | None) -> Affine:
         """The size of an input slot, in the dim that its operation works on."""
@@ -206,76 +192,10 @@ class Graph:
                 return Affine((), found.shape[dim])
             if len(f.dims) == 1:
                 return Affine.of(Extent(f.labels, owner=self.coupling), name)
-        labels = self._feature_labels(value)
+        labels = self._features.labels(value)
         if labels is None:
-            return Affine((), len(self._units(value)[0]))
+            return Affine((), len(self._features.units(value)[0]))
         return Affine.of(Extent(labels.reshape(-1), owner=self.coupling), name)
-
-    # -- the feature axis of values ----------------------------------------------------------------------------------
-
-    @cached_property
-    def _features(self) -> dict[str, tuple[int, ...]]:
-        """For every value the dims that users call its size: channels, features, heads x head size."""
-        found: dict[str, tuple[int, ...]] = {}
-        for node in self.trace.nodes:
-            refs = [r for r in node.refs() if r not in self.trace.params]
-            dims = _BY_OP.get(node.op)
-            if dims is not None:
-                for r in refs[:1]:
-                    found.setdefault(r, (dims % max(1, len(self.trace.shape(r))),))
-            found[node.name] = self._feature_of(node, refs, dims, found)
-        for name, shape in self.trace.inputs.items():
-            found.setdefault(name, (1,) if len(shape) > 3 else (len(shape) - 1,) if shape else ())
-        return found
-
-    def _feature_of(
-        self, node: Node, refs: list[str], dim: int | None, found: Mapping[str, tuple[int, ...]]
-    ) -> tuple[int, ...]:
-        n = len(node.shape)
-        if not n:
-            return ()
-        if dim is not None:
-            return (dim % n,)
-        labels = self.coupling.values[node.name]
-        factors = labels.factors if isinstance(labels, Labels) else ()
-        before = [self._labels_at(r, found) for r in refs if r in found]
-        if factors and not refs:
-            return self._made_dims(node, factors)
-        for f in factors:
-            if any(b is not None and np.isin(f.labels, b).any() for b in before):
-                return f.dims
-        if factors:
-            return factors[-1].dims
-        same = [found[r] for r in refs if r in found and len(self.trace.shape(r)) == n]
-        return same[0] if same else (1,) if n > 3 else (n - 1,)
-
-    def _made_dims(self, node: Node, factors: Sequence[Factor]) -> tuple[int, ...]:
-        """Of a value made of parameters alone: the dims of units that can go and that these make first, or the last."""
-        own = set(node.refs())
-
-        def is_made_here(f: Factor) -> bool:
-            units = self.coupling.units(f.labels).reshape(-1)
-            return any(self._first_maker.get(u) in own for u in units[~self.coupling.frozen[units]].tolist())
-
-        return max(reversed(factors), key=is_made_here).dims
-
-    def _labels_at(self, value: str, found: Mapping[str, tuple[int, ...]]) -> np.ndarray | None:
-        labels = self.coupling.values.get(value)
-        if not isinstance(labels, Labels):
-            return None
-        return next((f.labels for f in labels.factors if set(f.dims) & set(found[value])), None)
-
-    def _feature_labels(self, value: str) -> np.ndarray | None:
-        return self._labels_at(value, self._features) if value in self._features else None
-
-    def _units(self, value: str) -> tuple[np.ndarray, int | None]:
-        labels = self._feature_labels(value)
-        dims = self._features.get(value, ())
-        if labels is not None:
-            return self.coupling.units(labels.reshape(-1)), dims[0]
-        shape = self.trace.shape(value) if value not in self.trace.params else self.trace.params[value].shape
-        n = int(np.prod([shape[d] for d in dims])) if dims else 1
-        return np.zeros(n, dtype=int), dims[0] if dims else None
 
     # -- costs -------------------------------------------------------------------------------------------------------
 
@@ -315,25 +235,7 @@ class Graph:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What the analysis froze, approximated or did not see, one line each."""
-        lines = [
-            f"no rule for {op}: what it touches is frozen ({places})" for op, places in self._unsupported().items()
-        ]
-        lines += [f"{p.name}: not read by any captured call, left as it is" for p in self.trace.unused]
-        lines += list(self.trace.notes)
-        if self.examples and not self.example:
-            lines.append("the example inputs hold what JSON cannot: a plan read from a file cannot be verified")
-        told: dict[str, list[str]] = {}
-        for f in self.coupling.facts.notes:
-            if f.node is not None and not self.coupling.frozen[self.coupling.units(f.labels)].all():
-                told.setdefault(f"{f.node.op}: {f.why}", []).append(f.node.module or f.node.name)
-        lines += [f"{what} ({_some(places)})" for what, places in told.items()]
-        return tuple(lines)
-
-    def _unsupported(self) -> dict[str, str]:
-        found: dict[str, list[str]] = {}
-        for node in self.coupling.facts.unsupported:
-            found.setdefault(node.op, []).append(node.module or node.name)
-        return {op: _some(places) for op, places in found.items()}
+        return text.notes(self)
 
     def frozen_because(self, vertex: Vertex) -> str:
         """Why the size of a vertex cannot change; empty if it can."""
@@ -346,41 +248,10 @@ class Graph:
         return "model input" if vertex.op == "input" else "fixed size"
 
     def __repr__(self) -> str:
-        return one_line(f"<Graph of {self._head()}>")
-
-    def _head(self) -> str:
-        return (
-            f"{self.trace.root}: {short(self.params.now)} params, {short(self.flops.now)} FLOPs, "
-            f"{len(self.groups)} coupled groups, {sum(g.units for g in self.groups if not g.frozen)} units to decide"
-        )
+        return one_line(f"<Graph of {text.head(self)}>")
 
     def __str__(self) -> str:
-        per = {name: _by_vertex(cost) for name, cost in self.costs.items()}
-        rows = []
-        for v in self.vertices:
-            groups = np.unique(self.coupling.group_of[v.units])
-            names = ",".join(str(g) for g in groups[groups >= 0][:4]) + (",…" if (groups >= 0).sum() > 4 else "")
-            share = [
-                short(self._share(per[name], v)) if self._share(per[name], v) else "" for name in ("params", "flops")
-            ]
-            rows.append([v.name, clipped(v.op, 28), ",".join(map(str, v.nin)), v.nout, names, *share,
-                         clipped(self.frozen_because(v))])  # fmt: skip
-        body = table(
-            ["vertex", "op", "nin", "nout", "group", "params", "FLOPs", "frozen because"], rows, right=[2, 3, 5, 6]
-        )
-        notes = ["", "notes:", *(f"- {n}" for n in self.notes)] if self.notes else []
-        return "\n".join([self._head(), "", body, *notes])
-
-    @staticmethod
-    def _share(per: Mapping[str, int], v: Vertex) -> int:
-        return sum(per.get(k, 0) for k in {v.name, *v.nodes})
-
-
-def _by_vertex(cost: Cost) -> dict[str, int]:
-    out: dict[str, int] = {}
-    for m in cost.monomials:
-        out[m.vertex] = out.get(m.vertex, 0) + m.now
-    return out
+        return text.text(self)
 
 
 def _unused(name: str, taken: Container[str]) -> str:
@@ -388,20 +259,5 @@ def _unused(name: str, taken: Container[str]) -> str:
     return next(n for k in count(1) if (n := name if k == 1 else f"{name}#{k}") not in taken)
 
 
-def _some(places: list[str]) -> str:
-    shown = ", ".join(dict.fromkeys(places[:3]))
-    return shown + (f" and {len(places) - 3} more" if len(places) > 3 else "")
-
-
-_SILENT = {"getitem", "_assert_tensor_metadata", "sym_size", "detach", "alias", "clone", "contiguous"}
-# The dim that an operation calls its channels or features, from the end where it also works without a batch.
-_BY_OP: dict[str, int] = {
-    **dict.fromkeys(["linear", "layer_norm", "rms_norm", "embedding"], -1),
-    **dict.fromkeys(["batch_norm", "group_norm", "instance_norm"], 1),
-    "pixel_shuffle": -3,
-    **{
-        f"{op}{n}d": -1 - n
-        for n in (1, 2, 3)
-        for op in ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
-    },
-}
+def _is_shown(node: Node) -> bool:
+    return node.op not in OPS or OPS[node.op].shown

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..edits import SetAttribute, rows_of
-from ..edits.base import edit_form
+from ..edits import SetAttribute, edit_form, rows_of
 from ..edits.forms import (
     INT,
     SIZE,
@@ -174,8 +173,12 @@ _COMMON: dict[str, Check] = {
     "version": whole(1, VERSION),
     "checksum": text,
     "certificate": record(
-        status=one_of("optimal", "feasible", "interrupted"), objective=number(-math.inf), bound=number(-math.inf),
-        gap=number(0), seconds=number(0), solver=text,
+        status=one_of("optimal", "feasible", "interrupted"),
+        objective=number(-math.inf),
+        bound=number(-math.inf),
+        gap=number(0),
+        seconds=number(0),
+        solver=text,
     ),
     "sizes": mapping(row(SIZE, SIZE)),
     "units": mapping(by_dim(each(each(row(SIZE, SIZE, SIZE))))),
@@ -187,7 +190,7 @@ _COMMON: dict[str, Check] = {
     "example": example,
     "outputs": each(SHAPE),
     "program": each(text),
-}  # fmt: skip
+}
 _INDICES = mapping(by_dim(index))
 _ATTRIBUTE = row(text, text, optional(SIZE), INT, INT)
 

@@ -85,10 +85,15 @@ class PlanRecord:
     def __str__(self) -> str:
         rows = [[name, a, b, f"{b / a:.0%}" if a else ""] for name, (a, b) in self.sizes.items()]
         costs = [
-            [name, short(c.before), short(c.after), f"{c.after / c.before:.2%}" if c.before else "",
-             "" if c.budget is None else short(c.budget)]
+            [
+                name,
+                short(c.before),
+                short(c.after),
+                f"{c.after / c.before:.2%}" if c.before else "",
+                "" if c.budget is None else short(c.budget),
+            ]
             for name, c in self.costs.items()
-        ]  # fmt: skip
+        ]
         attributes = [[a.place, a.before, a.after] for a in self.attributes]
         edits = [e.describe() for e in self.edits if not isinstance(e, SetAttribute)]
         parts = [

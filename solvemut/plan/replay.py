@@ -1,13 +1,13 @@
-"""Resize: what a trace becomes when only some units stay, and which slice of each parameter goes where.
+"""Replay: what a trace becomes when only some units stay, and which slice of each parameter goes where.
 
-Shapes and the sizes in arguments follow from counting kept labels. Then the rules run once more, over the resized trace
+Shapes and the sizes in arguments follow from counting kept labels. Then the rules run once more, over the changed trace
 and the labels that are left, and tell in which order each parameter meets them: index maps come out right by
 construction also where a split or shuffle changes the order. A map that would misalign two tensors raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +16,14 @@ import numpy as np
 from ..coupling import Coupling
 from ..errors import SolvemutError
 from ..flow import Flow, Labels, compressed, rectangle
-from ..rules import apply_rule, slice_bounds
+from ..rules import OPS, apply_rule
 from ..trace import Node, Ref, Size, Trace
 from .attributes import check_guards, solve_attributes
 
 
 @dataclass(frozen=True)
-class Resized:
-    """A resized trace with, per parameter value and dim, the old positions that stay, in their new order.
+class Replayed:
+    """The trace after a change and, per parameter value and dim, the old positions that stay, in their new order.
 
     The input dim of a grouped convolution has one list per group that stays: `rows` tells which groups those are.
     """
@@ -33,20 +33,20 @@ class Resized:
     attributes: Mapping[Size, int]
 
 
-def resize(coupling: Coupling, kept: np.ndarray) -> Resized:
+def replayed(coupling: Coupling, kept: np.ndarray) -> Replayed:
     """Keep the units in `kept` (bool per class)."""
     trace = coupling.trace
     shapes = {v: _param_shape(coupling, v, kept) for v in trace.params}
-    nodes = tuple(_resized_node(coupling, n, kept) for n in trace.nodes)
+    nodes = tuple(_node_after(coupling, n, kept) for n in trace.nodes)
     new = trace.with_shapes(shapes, nodes)
-    replay = _Replay(new, coupling, kept)
-    replay.run(apply_rule)
-    _check_shapes(new, replay)
+    again = _Replay(new, coupling, kept)
+    again.run(apply_rule)
+    _check_shapes(new, again)
     attributes = solve_attributes(new)
     new = replace(new, attributes={**new.attributes, **attributes})
     check_guards(new)
     changed = {a: v for a, v in attributes.items() if trace.attributes[a] != v}
-    return Resized(new, replay.index(), changed)
+    return Replayed(new, again.index(), changed)
 
 
 def _mask(coupling: Coupling, labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -87,13 +87,13 @@ def _ragged(coupling: Coupling, labels: np.ndarray) -> int | None:
     return None
 
 
-Rewrite = Callable[["_Context", Node, dict[str, Any]], None]
-
-
 @dataclass(frozen=True)
-class _Context:
+class _After:
+    """See `rules.After`."""
+
     coupling: Coupling
     kept: np.ndarray
+    node: Node
     shapes: tuple[tuple[int, ...], ...]
 
     def labels(self, arg: Ref) -> Labels:
@@ -108,119 +108,31 @@ class _Context:
         return int(_mask(self.coupling, labels, self.kept).sum())
 
     def rows(self, labels: np.ndarray | None, rows: int) -> int:
-        """How many of `rows` equal parts are not empty."""
         if labels is None:
             return rows
         return int(_mask(self.coupling, labels.reshape(rows, -1), self.kept).any(axis=1).sum())
 
-
-def _view(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    for name in ("size", "shape", "sizes"):
-        if isinstance(sizes := args.get(name), list):
-            first = args["dim"] % (len(c.shapes[0]) - len(sizes) + 1) if node.op == "unflatten" else 0
-            args[name] = [n if n == -1 else c.shapes[0][first + i] for i, n in enumerate(sizes)]
+    def shape(self, x: Labels) -> tuple[int, ...]:
+        return new_shape(self.coupling, x, self.kept, self.node.at())
 
 
-def _normalized(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    k = len(args["normalized_shape"])
-    args["normalized_shape"] = list(c.shapes[0][-k:])
-
-
-def _groups(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    if args.get("groups", 1) > 1:
-        f = c.labels(args["weight"]).factor(0)
-        if f is None or len(f.dims) == 1:  # a joint factor is a computed weight, which stays
-            args["groups"] = c.rows(None if f is None else f.labels, args["groups"])
-
-
-def _num_groups(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    _width(c, node, args)
-    args["num_groups"] = c.rows(c.labels(args["input"]).dim(1), args["num_groups"])
-
-
-def _width(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    if "width" in args:
-        args["width"] = c.shapes[0][1]
-
-
-def _linear_widths(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    if "width" in args:
-        args["width"] = c.shapes[0][-1]
-    if "in_width" in args:
-        x = c.labels(args["input"])
-        args["in_width"] = new_shape(c.coupling, x, c.kept, node.at())[-1]
-
-
-def _bounds(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    x = c.labels(args["self"])
-    d = args.get("dim", 0) % x.ndim
-    f = x.factor(d)
-    if f is None or len(f.dims) > 1:
-        return
-    n = x.shape[d]
-    start, stop = slice_bounds(node, n)
-    for name, at in (("start", start), ("end", stop)):
-        if 0 < at < n:
-            from_the_end = args[name] < 0
-            args[name] = -c.count(f.labels[at:]) if from_the_end else c.count(f.labels[:at])
-
-
-def _narrowed(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    x = c.labels(args["self"])
-    d = args["dim"] % x.ndim
-    if (f := x.factor(d)) is not None and len(f.dims) == 1 and isinstance(args["start"], int) and args["start"] > 0:
-        args["start"] = c.count(f.labels[: args["start"]])
-    args["length"] = c.shapes[0][d]
-
-
-def _tensor_sections(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    if isinstance(args.get("indices"), list):
-        x = c.labels(args["self"])
-        d = args.get("dim", 0) % x.ndim
-        if (f := x.factor(d)) is not None and len(f.dims) == 1:
-            args["indices"] = [c.count(f.labels[:i]) if i > 0 else i for i in args["indices"]]
-
-
-def _sections(c: _Context, node: Node, args: dict[str, Any]) -> None:
-    x = c.labels(args["self"])
-    d = args.get("dim", 0) % x.ndim
-    name = "split_sizes" if "split_sizes" in args else "split_size"
-    sizes = args[name]
-    args[name] = [s[d] for s in c.shapes] if isinstance(sizes, list) else c.shapes[0][d]
-
-
-REWRITES: dict[str, Rewrite] = {
-    **dict.fromkeys(
-        ["view", "reshape", "_unsafe_view", "unflatten", "expand", "broadcast_to", "zeros", "ones", "full", "empty",
-         "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty"], _view),
-    **dict.fromkeys(["layer_norm", "rms_norm", "native_layer_norm"], _normalized),
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-                     "convolution"], _groups),
-    "group_norm": _num_groups,
-    "linear": _linear_widths,
-    "batch_norm": _width,
-    "instance_norm": _width,
-    "slice": _bounds,
-    "narrow": _narrowed,
-    "tensor_split": _tensor_sections,
-    **dict.fromkeys(["split", "split_with_sizes", "unsafe_split"], _sections),
-}  # fmt: skip
-
-
-def _resized_node(coupling: Coupling, node: Node, kept: np.ndarray) -> Node:
+def _node_after(coupling: Coupling, node: Node, kept: np.ndarray) -> Node:
     out = coupling.values[node.name]
     labels: Sequence[Labels] = out if isinstance(out, list) else [out]
     shapes = tuple(new_shape(coupling, x, kept, node.at()) for x in labels)
-    rewrite = REWRITES.get(node.op)
-    if rewrite is None:
+    record = OPS.get(node.op)
+    if record is None or record.follow is None:
         return replace(node, shapes=shapes)
     args = dict(node.args)
-    rewrite(_Context(coupling, kept, shapes), node, args)
+    record.follow(_After(coupling, kept, node, shapes), node, args)
     return replace(node, shapes=shapes, args=args)
 
 
+# -- the order of what is left -----------------------------------------------------------------------------------------
+
+
 class _Replay(Flow):
-    """The flow of the old labels that are left through the resized trace.
+    """The flow of the old labels that are left through the changed trace.
 
     The first node to read a parameter settles its order: a layer takes its input units in the order they come in.
     """
@@ -284,14 +196,9 @@ class _Replay(Flow):
         key = (self.node.name, path)
         return self.source(key, (n,)) if key in self.coupling.sources else None
 
-    def is_grouped(self, arg: Ref, groups: int) -> bool:
+    def is_per_row(self, arg: Ref) -> bool:
         extent = self.coupling.sources.get((arg.name, 1))
-        return groups > 1 or (extent is not None and extent.per_row)  # one group may be left
-
-    def inner_units(self, arg: Ref, w: Labels, groups: int) -> np.ndarray | None:
-        if (arg.name, 1) in self.coupling.sources:  # it had several slices before
-            return self.source((arg.name, 1), ())
-        return super().inner_units(arg, w, groups)
+        return extent is not None and extent.per_row
 
     def index(self) -> dict[tuple[str, int], np.ndarray]:
         """Old positions of every tracked parameter dim, in new order; [rows, n] for the inner dim of groups.

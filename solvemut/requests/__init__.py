@@ -1,7 +1,7 @@
 """Requests: what a user may ask of sizes and costs."""
 
-from .asked import Request, asked, flat, owners
 from .budgets import Budget, Cost, Monomial, Switch, Table, budget_of
+from .request import Request, asked, flat, owners
 from .sizes import Affine, Multiple, Relation
 
 __all__ = [

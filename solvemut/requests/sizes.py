@@ -84,9 +84,6 @@ class Affine:
         return text
 
 
-Axis = Affine
-
-
 @dataclass(frozen=True)
 class Remainder:
     """size % divisor, waiting for its `== remainder`."""

@@ -1,44 +1,39 @@
-"""One row per ATen operation, saying how unit labels pass through it and which must be equal.
+"""OPS: one record per ATen operation: how unit labels pass through it, and which of its ints follow them.
 
-A row is a function `(flow, node) -> Labels` (a list of them for an operation with a list of outputs). Most rows come
-from a small notation that reads like einops: a name is one dim and the same units wherever it stands, `...` any leading
-dims, `*s` any trailing dims that must stay whole, `_` a dim that must stay whole. What a rule does with labels it says
-through a `Flow` (see `coupling`): `merge`, `freeze`, `rows`, `view`, `literal`, `work`.
+The rule of a record is a function `(flow, node) -> Labels` (a list of them for an operation with a list of outputs).
+Many come from a notation that reads like einops (`notation`). What a rule does with labels it says through a `Flow`:
+`merge`, `freeze`, `rectangle`, `view`, `literal`, `work`.
 
-A new operation costs one row here and one row in the tests. Nothing is guessed: an operation without a row, that does
-not carry torch's `pointwise` tag, freezes all it touches and says so.
+A new operation costs one record here and one row in the tests. Nothing is guessed: an operation without a record, that
+does not carry torch's `pointwise` tag, freezes all it touches and says so.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..errors import SolvemutError
 from ..flow import Flow, Labels, Output
 from ..trace import Node, Ref
-from . import layers, products, shapes
+from . import convolution, layers, products, shapes
 from .elementwise import elementwise, unknown
-from .notation import DIMS, INTS, RULES, Rule, row, rule
-from .shapes import slice_bounds
+from .notation import pattern
+from .op import DIMS, OPS, After, Op, Repeat, op
 
-__all__ = [
-    "INTS",
-    "RULES",
-    "Rule",
-    "apply_rule",
-    "layers",
-    "products",
-    "row",
-    "rule",
-    "shapes",
-    "slice_bounds",
-]
+__all__ = ["OPS", "After", "Op", "Repeat", "apply_rule", "convolution", "layers", "op", "pattern", "products", "shapes"]
 
 
 def apply_rule(flow: Flow, node: Node) -> Output:
-    """The labels of a node's output, by its row, torch's pointwise tag, or `unknown`."""
-    found = RULES.get(node.op)
+    """The labels of a node's output, by its record, torch's pointwise tag, or `unknown`."""
+    found = OPS.get(node.op)
     if found is not None:
-        out = found(flow, node)
+        flow.counted = set()
+        out = found.labels(flow, node)
+        if unsaid := flow.counted - found.sizes:
+            raise SolvemutError(
+                f"the rule of {node.op} counts units by {', '.join(map(str, unsaid))}, and its record does not say how "
+                "that follows: name it in sizes="
+            )
         if node.is_list and isinstance(out, Labels):
             out = _with_companions(flow, node, out)
         if unread := _unread(flow, node):
@@ -69,7 +64,8 @@ def _with_companions(flow: Flow, node: Node, out: Labels) -> list[Labels]:
 
 def _unread(flow: Flow, node: Node) -> list[str]:
     """Int arguments that the rule of a node neither heeds, nor knows to be harmless, nor has said to count labels."""
-    known = INTS[node.op] | DIMS | flow.counted
+    record = OPS[node.op]
+    known = record.ints | record.sizes | DIMS
     return [] if "*" in known else [k for k, v in node.args.items() if k not in known and _holds_int(v)]
 
 

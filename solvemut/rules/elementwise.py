@@ -8,7 +8,7 @@ import numpy as np
 
 from ..flow import Factor, Flow, Labels, Output
 from ..trace import Node, Ref
-from .notation import dims_of, rule
+from .op import dims_of, op
 
 
 def elementwise(flow: Flow, node: Node) -> Labels:
@@ -78,26 +78,27 @@ def _align_joint(flow: Flow, operands: list[Labels], dims: tuple[int, ...]) -> l
     return out
 
 
-@rule(
-    "dropout dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout clone contiguous"
-    " detach alias lift_fresh lift_fresh_copy hardswish relu6 selu celu elu gelu silu mish softplus"
+@op(
+    "dropout dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout lift_fresh"
+    " lift_fresh_copy hardswish relu6 selu celu elu gelu silu mish softplus"
     " hardtanh hardsigmoid leaky_relu logsigmoid log_sigmoid threshold masked_fill where clamp clamp_min clamp_max"
     " copy fill nan_to_num rrelu bernoulli dequantize positive conj resolve_conj resolve_neg float half double"
     " zero add sub mul div relu sigmoid tanh pow"
     " maximum minimum rsub true_divide floor_divide multiply subtract divide",
     ints="*",
 )
+@op("clone contiguous detach alias", ints="*", shown=False)
 def _elementwise(flow: Flow, node: Node) -> Labels:
     return elementwise(flow, node)
 
 
-@rule("to type_as _to_copy zeros_like ones_like full_like empty_like rand_like randn_like", ints="*")
+@op("to type_as _to_copy zeros_like ones_like full_like empty_like rand_like randn_like", ints="*")
 def _like(flow: Flow, node: Node) -> Labels:
     """The shape is that of the first argument; another only lends its dtype."""
     return flow.labels(node.args["self"])
 
 
-@rule(
+@op(
     "softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp flip roll sort argsort normalize",
     ints="shifts",
 )

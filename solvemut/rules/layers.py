@@ -6,12 +6,21 @@ import numpy as np
 
 from ..flow import Flow, Labels, Output, prod
 from ..trace import Node, Ref
-from .notation import pattern, row, rule
+from . import follow
+from .notation import pattern
+from .op import Repeat, op
 
 _matrix = pattern("input weight bias", "... i, o i, o -> ... o", work="... i o")
 
 
-@rule("linear", ints="width in_width")
+@op(
+    "linear",
+    ints="",
+    sizes="width in_width",
+    follow=follow.features,
+    feature=-1,
+    repeats=(Repeat("Linear", "out_features", "weight", 0), Repeat("Linear", "in_features", "weight", 1)),
+)
 def _linear(flow: Flow, node: Node) -> Output:
     """... i, o i, o -> ... o"""
     y = _matrix(flow, node)
@@ -23,11 +32,29 @@ def _linear(flow: Flow, node: Node) -> Output:
     return y
 
 
-row("embedding", pattern("weight indices", "_ o, ... -> ... o"), ints="padding_idx")
+op(
+    "embedding",
+    ints="padding_idx",
+    feature=-1,
+    repeats=(Repeat("Embedding", "embedding_dim", "weight", 1), Repeat("Embedding", "num_embeddings", "weight", 0)),
+)(pattern("weight indices", "_ o, ... -> ... o"))
 _channel_norm = pattern("input weight bias running_mean running_var", "b c *s, c, c, c, c -> b c *s")
 
 
-@rule("batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm", ints="width")
+_NORM = "modules.batchnorm._NormBase"
+_NORM_REPEATS = (Repeat(_NORM, "num_features", "weight", 0), Repeat(_NORM, "num_features", "running_mean", 0))
+
+
+@op(
+    "batch_norm instance_norm",
+    ints="",
+    sizes="width",
+    follow=follow.channels,
+    feature=1,
+    repeats=_NORM_REPEATS,
+    width="num_features",
+)
+@op("_native_batch_norm_legit_no_training native_batch_norm", ints="", repeats=_NORM_REPEATS)
 def _batch_norm(flow: Flow, node: Node) -> Output:
     """b c *s, c, c, c, c -> b c *s"""
     y = _channel_norm(flow, node)
@@ -37,54 +64,8 @@ def _batch_norm(flow: Flow, node: Node) -> Output:
     return y
 
 
-_KERNEL = "stride padding dilation groups output_padding"
-
-
-@rule("conv1d conv2d conv3d", ints=_KERNEL)
-def _conv(flow: Flow, node: Node) -> Labels:
-    """b (g i) *s, (g o) i *k, (g o) -> b (g o) *t"""
-    return _convolve(flow, node, transposed=False)
-
-
-@rule("conv_transpose1d conv_transpose2d conv_transpose3d", ints=_KERNEL)
-def _conv_transpose(flow: Flow, node: Node) -> Labels:
-    """b (g i) *s, (g i) o *k, (g o) -> b (g o) *t"""
-    return _convolve(flow, node, transposed=True)
-
-
-@rule("convolution", ints=_KERNEL)
-def _convolution(flow: Flow, node: Node) -> Labels:
-    return _convolve(flow, node, transposed=bool(node.args.get("transposed")))
-
-
-def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
-    weight, groups = node.args["weight"], node.args.get("groups", 1)
-    grouped = flow.is_grouped(weight, groups)
-    x, w = flow.labels(node.args["input"]), flow.labels(weight, only=[0] if grouped else [0, 1])
-    space = w.ndim - 2
-    c = x.ndim - space - 1  # an unbatched input has no batch dim
-    x = flow.separate(flow.separate(x, c), 0)
-    flow.freeze_dims(x, range(c + 1, x.ndim), "a convolution runs along it")
-    flow.freeze_dims(w, range(2, w.ndim), "it is part of a convolution kernel")
-    w = flow.separate(flow.separate(w, 0), 1)
-    kernel, pixels = prod(w.shape[2:]), prod((x.shape if transposed else node.shape)[c + 1 :])
-    batch = x.shape[0] if c else 1
-    inputs = x.dim(c)
-    if not grouped:
-        w_in, w_out = (w.dim(0), w.dim(1)) if transposed else (w.dim(1), w.dim(0))
-        flow.merge(inputs, w_in, (x.shape[c],))
-        outputs = w_out
-        flow.work([batch * pixels * kernel, w.extent(0), w.extent(1)])
-    else:
-        outputs = flow.grouped(node, inputs, w, groups, transposed, work=batch * pixels * kernel)
-    if isinstance(bias := node.args.get("bias"), Ref):
-        n = node.shape[c]
-        flow.merge(outputs, flow.labels(bias).dim(0), (n,))
-    lead = {0: x.dim(0)} if c and x.factor(0) else {}
-    return Labels.of(node.shape, {**lead, c: outputs})
-
-
-@rule("layer_norm rms_norm native_layer_norm", ints="normalized_shape eps")
+@op("layer_norm rms_norm", ints="eps", sizes="normalized_shape", follow=follow.normalized_shape, feature=-1)
+@op("native_layer_norm", ints="eps", sizes="normalized_shape", follow=follow.normalized_shape)
 def _layer_norm(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["input"])
     k = len(node.args["normalized_shape"])
@@ -103,7 +84,15 @@ def _layer_norm(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@rule("group_norm", ints="num_groups width")
+@op(
+    "group_norm",
+    ints="",
+    sizes="num_groups width",
+    follow=follow.norm_groups,
+    feature=1,
+    repeats=(Repeat("GroupNorm", "num_channels", "weight", 0),),
+    width="num_channels",
+)
 def _group_norm(flow: Flow, node: Node) -> Labels:
     x = flow.separate(flow.labels(node.args["input"]), 1)
     groups, n = node.args["num_groups"], x.shape[1]
@@ -121,7 +110,7 @@ def _group_norm(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@rule("prelu _prelu_kernel")
+@op("prelu _prelu_kernel", ints="", repeats=(Repeat("PReLU", "num_parameters", "weight", 0),))
 def _prelu(flow: Flow, node: Node) -> Labels:
     x, w = flow.labels(node.args.get("self", node.args.get("input"))), flow.labels(node.args["weight"])
     if prod(w.shape) > 1:

@@ -9,17 +9,19 @@ import numpy as np
 from ..flow import Flow, Labels, Output, prod
 from ..trace import Node, Ref
 from .elementwise import broadcast, elementwise, unknown
-from .notation import dims_of, rule
+from .op import dims_of, op
+
+_WINDOW = (
+    "kernel_size stride padding dilation output_size divisor_override norm_type scales scale_factors scales_h scales_w"
+    " scales_d"
+)
 
 
-@rule(
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"
-    " adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices"
-    " upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d"
-    " upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa"
-    " lp_pool2d",
-    ints="kernel_size stride padding dilation output_size divisor_override norm_type scales scale_factors scales_h"
-    " scales_w scales_d",
+@op(
+    "max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d"
+    " upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bicubic2d_aa"
+    " _upsample_bilinear2d_aa lp_pool2d",
+    ints=_WINDOW,
 )
 def _pool(flow: Flow, node: Node) -> Output:
     """Channels pass; the trailing pixel dims are resampled."""
@@ -36,7 +38,12 @@ def _pool(flow: Flow, node: Node) -> Output:
     return outs if node.is_list else outs[0]
 
 
-@rule(
+for _n in (1, 2, 3):
+    for _name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"):
+        op(f"{_name}{_n}d", ints=_WINDOW, feature=-1 - _n)(_pool)
+
+
+@op(
     "mean sum amax amin var std prod any all logsumexp norm linalg_vector_norm max min median argmax argmin var_mean"
     " std_mean topk",
     ints="k p ord correction",
@@ -102,7 +109,7 @@ def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: 
     return Labels.of(shape, {d: units[letter] for d, letter in enumerate(out)})
 
 
-@rule("matmul bmm mm mv dot linalg_matmul")
+@op("matmul bmm mm mv dot linalg_matmul", ints="")
 def _matmul(flow: Flow, node: Node) -> Labels:
     a, b = (flow.labels(Ref(r)) for r in node.refs())
     n = max(a.ndim, b.ndim, 2) - 2
@@ -113,7 +120,7 @@ def _matmul(flow: Flow, node: Node) -> Labels:
     return contract(flow, [a, b], [left, right], out, node.shape)
 
 
-@rule("addmm baddbmm addbmm addmv", ints="alpha beta")
+@op("addmm baddbmm addbmm addmv", ints="alpha beta")
 def _addmm(flow: Flow, node: Node) -> Labels:
     names = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}.get(node.op, ("batch1", "batch2"))
     a, b = (flow.labels(node.args[k]) for k in names)
@@ -123,7 +130,7 @@ def _addmm(flow: Flow, node: Node) -> Labels:
     return broadcast(flow, [y, flow.labels(node.args.get("self", node.args.get("input")))], node.shape)
 
 
-@rule("einsum")
+@op("einsum", ints="")
 def _einsum(flow: Flow, node: Node) -> Output:
     left, _, out = node.args["equation"].replace(" ", "").partition("->")
     if not out or "." in left:
@@ -138,7 +145,7 @@ def _einsum(flow: Flow, node: Node) -> Output:
     return contract(flow, operands, terms, out, node.shape)
 
 
-@rule("scaled_dot_product_attention")
+@op("scaled_dot_product_attention", ints="")
 def _sdpa(flow: Flow, node: Node) -> Labels:
     """b h q d, b h k d, b h k v -> b h q v, with whole heads as units."""
     q, k, v = (flow.labels(node.args[n]) for n in ("query", "key", "value"))

@@ -9,11 +9,12 @@ import numpy as np
 
 from ..flow import Factor, Flow, Labels, Output
 from ..trace import Node
+from . import follow
 from .elementwise import broadcast, joint_dims, stretched, unknown
-from .notation import dims_of, rule
+from .op import dims_of, op
 
 
-@rule("view_as reshape_as")
+@op("view_as reshape_as", ints="")
 def _view_as(flow: Flow, node: Node) -> Labels:
     """The sizes are those of another value: dim by dim equally many units, or they stay."""
     other = flow.labels(node.args["other"])
@@ -28,7 +29,8 @@ def _view_as(flow: Flow, node: Node) -> Labels:
     return y
 
 
-@rule("view reshape _unsafe_view flatten unflatten ravel", ints="size shape sizes")
+@op("view reshape _unsafe_view unflatten", ints="", sizes="size shape sizes", follow=follow.shape)
+@op("flatten ravel", ints="")
 def _reshape(flow: Flow, node: Node) -> Output:
     if "dtype" in node.args:  # the same bytes read as other numbers
         return unknown(flow, node)
@@ -47,7 +49,7 @@ def view_literals(node: Node) -> list[tuple[Any, ...] | None]:
     return out
 
 
-@rule("permute transpose t numpy_T swapaxes swapdims movedim mT T")
+@op("permute transpose t numpy_T swapaxes swapdims movedim mT T", ints="")
 def _permute(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     n = x.ndim
@@ -68,12 +70,12 @@ def _permute(flow: Flow, node: Node) -> Labels:
     return x.permute(order)
 
 
-@rule("unsqueeze")
+@op("unsqueeze", ints="")
 def _unsqueeze(flow: Flow, node: Node) -> Labels:
     return flow.labels(node.args["self"]).insert(node.args["dim"] % len(node.shape))
 
 
-@rule("squeeze")
+@op("squeeze", ints="")
 def _squeeze(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     dims = dims_of(node, "dim", x.ndim)
@@ -90,7 +92,8 @@ def _squeeze(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@rule("expand expand_as broadcast_to", ints="size")
+@op("expand broadcast_to", ints="", sizes="size", follow=follow.shape)
+@op("expand_as", ints="")
 def _expand(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     lead = len(node.shape) - x.ndim
@@ -106,7 +109,7 @@ def _expand(flow: Flow, node: Node) -> Labels:
     return y
 
 
-@rule("hstack vstack row_stack")
+@op("hstack vstack row_stack", ints="")
 def _hstack(flow: Flow, node: Node) -> Labels:
     xs = [flow.labels(r) for r in node.args["tensors"]]
     if node.op != "hstack":
@@ -114,7 +117,7 @@ def _hstack(flow: Flow, node: Node) -> Labels:
     return concatenate(flow, xs, 1 if node.op == "hstack" and xs[0].ndim > 1 else 0, node.shape)
 
 
-@rule("repeat tile", ints="repeats")
+@op("repeat tile", ints="repeats")
 def _repeat(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     times = list(node.args.get("repeats", node.args.get("dims")))
@@ -126,7 +129,7 @@ def _repeat(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@rule("repeat_interleave", ints="repeats")
+@op("repeat_interleave", ints="repeats")
 def _repeat_interleave(flow: Flow, node: Node) -> Output:
     x, k, d = flow.labels(node.args["self"]), node.args.get("repeats"), node.args.get("dim")
     if not isinstance(k, int) or d is None:
@@ -134,7 +137,7 @@ def _repeat_interleave(flow: Flow, node: Node) -> Output:
     return x.take(d, np.repeat(np.arange(x.shape[d]), k)) if x.factor(d % x.ndim) else x.resized(d, x.shape[d] * k)
 
 
-@rule("select", ints="index")
+@op("select", ints="index")
 def _select(flow: Flow, node: Node) -> Labels:
     x, d = flow.labels(node.args["self"]), node.args["dim"]
     d %= x.ndim
@@ -148,7 +151,7 @@ def _select(flow: Flow, node: Node) -> Labels:
     return x.take(d, int(node.args["index"]))
 
 
-@rule("unbind")
+@op("unbind", ints="")
 def _unbind(flow: Flow, node: Node) -> list[Labels]:
     x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
     d %= x.ndim
@@ -160,12 +163,12 @@ def _unbind(flow: Flow, node: Node) -> list[Labels]:
     return [x.take(d, i) for i in range(x.shape[d])]
 
 
-@rule("slice", ints="start end step")
+@op("slice", ints="step", sizes="start end", follow=follow.bounds)
 def _slice(flow: Flow, node: Node) -> Labels:
     x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
     d %= x.ndim
     n = x.shape[d]
-    start, stop = slice_bounds(node, n)
+    start, stop = follow.slice_bounds(node, n)
     if x.factor(d) is None:
         return x.resized(d, node.shape[d])
     x = _inner_whole(flow, x, d)
@@ -184,7 +187,7 @@ def _slice(flow: Flow, node: Node) -> Labels:
     return x.take(d, slice(start, stop))
 
 
-@rule("narrow", ints="start length")
+@op("narrow", ints="", sizes="start length", follow=follow.narrowed)
 def _narrow(flow: Flow, node: Node) -> Labels:
     x, d = flow.labels(node.args["self"]), node.args["dim"]
     d %= x.ndim
@@ -202,22 +205,15 @@ def _narrow(flow: Flow, node: Node) -> Labels:
     return x.take(d, slice(start, start + n))
 
 
-def slice_bounds(node: Node, n: int) -> tuple[int, int]:
-    """The bounds of a slice as non-negative ints."""
-    start, stop, _ = slice(node.args.get("start"), node.args.get("end")).indices(n)
-    return start, max(start, stop)
-
-
 def _inner_whole(flow: Flow, x: Labels, d: int) -> Labels:
     """Cutting an inner dim of a head or group keeps every head or group whole."""
     f = x.factor(d)
     return flow.whole(x, d) if f is not None and len(f.dims) > 1 and d != f.dims[0] else x
 
 
-@rule(
-    "split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk",
-    ints="split_size split_sizes chunks sections indices",
-)
+@op("split split_with_sizes unsafe_split", ints="", sizes="split_size split_sizes", follow=follow.parts)
+@op("tensor_split", ints="sections", sizes="indices", follow=follow.parts)
+@op("chunk unsafe_chunk", ints="chunks")
 def _split(flow: Flow, node: Node) -> list[Labels]:
     x, d = flow.labels(node.args["self"]), node.args.get("dim", 0)
     d %= x.ndim
@@ -255,12 +251,12 @@ def _split(flow: Flow, node: Node) -> list[Labels]:
     return parts
 
 
-@rule("getitem", ints="b")
+@op("getitem", ints="b", shown=False)
 def _getitem(flow: Flow, node: Node) -> Labels:
     return flow.element(node.args["a"], node.args["b"])
 
 
-@rule("cat concat concatenate")
+@op("cat concat concatenate", ints="")
 def _cat(flow: Flow, node: Node) -> Labels:
     xs = [x for x in (flow.labels(r) for r in node.args["tensors"]) if x.shape != (0,)]
     return concatenate(flow, xs, node.args.get("dim", 0) % xs[0].ndim, node.shape)
@@ -284,14 +280,14 @@ def concatenate(flow: Flow, xs: list[Labels], d: int, shape_out: tuple[int, ...]
     return Labels(shape_out, tuple(sorted(factors, key=lambda f: f.dims)))
 
 
-@rule("stack")
+@op("stack", ints="")
 def _stack(flow: Flow, node: Node) -> Labels:
     xs = [flow.labels(r) for r in node.args["tensors"]]
     d = node.args.get("dim", 0) % len(node.shape)
     return broadcast(flow, xs, xs[0].shape).insert(d, len(xs))
 
 
-@rule(
+@op(
     "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d",
     ints="pad padding value",
 )
@@ -317,7 +313,7 @@ def _pad(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@rule("glu")
+@op("glu", ints="")
 def _glu(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     d = node.args.get("dim", -1) % x.ndim
@@ -327,7 +323,8 @@ def _glu(flow: Flow, node: Node) -> Labels:
     return broadcast(flow, [a, b], node.shape)
 
 
-@rule("pixel_shuffle pixel_unshuffle", ints="upscale_factor downscale_factor")
+@op("pixel_shuffle", ints="upscale_factor", feature=-3)
+@op("pixel_unshuffle", ints="downscale_factor")
 def _pixel_shuffle(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     c = x.ndim - 3
@@ -343,7 +340,7 @@ def _pixel_shuffle(flow: Flow, node: Node) -> Labels:
     return Labels.of(node.shape, {c: np.repeat(units, node.shape[c] // len(units))})
 
 
-@rule("index")
+@op("index", ints="")
 def _index(flow: Flow, node: Node) -> Output:
     """Advanced indexing: an indexed dim stays whole; the others pass when the indexed ones are neighbours."""
     x = flow.labels(node.args["self"])
@@ -360,7 +357,7 @@ def _index(flow: Flow, node: Node) -> Output:
     return Labels(node.shape, tuple(Factor(tuple(where[d] for d in f.dims), f.labels) for f in kept))
 
 
-@rule("index_select")
+@op("index_select", ints="")
 def _index_select(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     d = node.args["dim"] % x.ndim
@@ -369,16 +366,20 @@ def _index_select(flow: Flow, node: Node) -> Labels:
     return x.without([d]).resized(d, node.shape[d])
 
 
-@rule(
-    "zeros ones full empty rand randn new_zeros new_ones new_full new_empty arange eye scalar_tensor linspace tensor",
+@op(
+    "zeros ones full empty rand randn new_zeros new_ones new_full new_empty",
     ints="*",
+    sizes="size",
+    follow=follow.shape,
 )
+@op("arange eye scalar_tensor linspace tensor", ints="*")
 def _create(flow: Flow, node: Node) -> Labels:
     """A new tensor follows the sizes it is made from; a size written as a number is fixed."""
     sizes = node.args.get("size") or []
     return Labels.of(node.shape, {d: flow.created(("size", d), n) for d, n in enumerate(sizes) if n > 1})
 
 
-@rule("sym_size _assert_tensor_metadata _assert_async _assert_scalar", ints="*")
+@op("sym_size _assert_tensor_metadata", ints="*", shown=False)
+@op("_assert_async _assert_scalar", ints="*")
 def _nothing(flow: Flow, node: Node) -> Labels:
     return Labels(node.shapes[0] if node.shapes else ())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from ..rules import OPS, Repeat
 
 
 @contextlib.contextmanager
@@ -34,41 +35,25 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 held.extend(content) if isinstance(held, list) else held.update(content)
 
 
-@dataclass(frozen=True)
-class Width:
-    """An attribute in which a layer repeats the size of one of its tensors."""
-
-    kind: type[nn.Module]
-    attribute: str
-    tensor: str
-    dim: int
-    per_group: bool = False  # the size counts once for each group
-    transposed_dim: int | None = None  # the dim in a transposed convolution, where it is another
-
-    def axis(self, module: nn.Module) -> int:
-        """The dim of the tensor."""
-        transposed = self.transposed_dim is not None and getattr(module, "transposed", False)
-        return self.transposed_dim if transposed and self.transposed_dim is not None else self.dim
-
-    def size(self, module: nn.Module) -> int | None:
-        """The value that the tensor gives; None without the tensor."""
-        tensor = getattr(module, self.tensor, None)
-        if tensor is None:
-            return None
-        counts = self.per_group and self.axis(module) == 1
-        return int(tensor.shape[self.axis(module)]) * (int(module.groups) if counts else 1)  # type: ignore[arg-type]
+# -- sizes that torch's own layers repeat ------------------------------------------------------------------------------
 
 
-_CONV, _NORM = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
-WIDTHS = (
-    Width(nn.Linear, "out_features", "weight", 0),
-    Width(nn.Linear, "in_features", "weight", 1),
-    Width(_CONV, "out_channels", "weight", 0, per_group=True, transposed_dim=1),
-    Width(_CONV, "in_channels", "weight", 1, per_group=True, transposed_dim=0),
-    Width(_NORM, "num_features", "weight", 0),
-    Width(_NORM, "num_features", "running_mean", 0),
-    Width(nn.GroupNorm, "num_channels", "weight", 0),
-    Width(nn.Embedding, "embedding_dim", "weight", 1),
-    Width(nn.Embedding, "num_embeddings", "weight", 0),
-    Width(nn.PReLU, "num_parameters", "weight", 0),
-)
+def _layer(path: str) -> type[nn.Module]:
+    found: Any = nn
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+REPEATS = [(_layer(repeat.layer), repeat) for repeat in dict.fromkeys(r for op in OPS.values() for r in op.repeats)]
+
+
+def repeats(module: nn.Module) -> Iterator[tuple[Repeat, int, int]]:
+    """The attributes in which a layer repeats a size of its tensors, with the dim and the value that gives."""
+    for kind, repeat in REPEATS:
+        tensor = getattr(module, repeat.tensor, None) if isinstance(module, kind) else None
+        if tensor is not None:
+            transposed = repeat.transposed_dim is not None and getattr(module, "transposed", False)
+            dim = repeat.transposed_dim if transposed and repeat.transposed_dim is not None else repeat.dim
+            times = int(module.groups) if repeat.per_group and dim == 1 else 1  # type: ignore[arg-type]
+            yield repeat, dim, int(tensor.shape[dim]) * times

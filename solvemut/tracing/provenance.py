@@ -228,10 +228,30 @@ def _as_number(name: str) -> None:
 
 
 _NUMBERS = (
-    "__pow__", "__rpow__", "__truediv__", "__rtruediv__", "__float__", "__int__", "__index__", "__hash__", "__str__",
-    "__repr__", "__format__", "__and__", "__rand__", "__or__", "__ror__", "__xor__", "__rxor__", "__invert__",
-    "__rlshift__", "__rrshift__", "bit_length", "to_bytes", "as_integer_ratio",
-)  # fmt: skip
+    "__pow__",
+    "__rpow__",
+    "__truediv__",
+    "__rtruediv__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "__hash__",
+    "__str__",
+    "__repr__",
+    "__format__",
+    "__and__",
+    "__rand__",
+    "__or__",
+    "__ror__",
+    "__xor__",
+    "__rxor__",
+    "__invert__",
+    "__rlshift__",
+    "__rrshift__",
+    "bit_length",
+    "to_bytes",
+    "as_integer_ratio",
+)
 for _name in _NUMBERS:
     _as_number(_name)
 for _op, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..rules import OPS
 from ..trace import Call, Guard, Node, Param, Ref, Size, Trace, sizes_in
-from .modules import WIDTHS
+from .modules import repeats
 from .recording import CALL, ID, KEY, Recorder
-
-WIDTH_ATTRIBUTES = {"batch_norm": "num_features", "instance_norm": "num_features", "group_norm": "num_channels"}
 
 
 class Reader:
@@ -59,8 +58,9 @@ class Reader:
         noted = self.recorder.noted
         lost = [(size, place) for sizes, place in self.lost.values() for size in sizes]
         numbers = tuple(dict.fromkeys((self._named(size), place) for size, place in [*noted.numbers, *lost]))
-        guards = tuple(dict.fromkeys(replace(g, left=self._named(g.left), right=self._named(g.right))
-                                     for g in noted.guards))  # fmt: skip
+        guards = tuple(
+            dict.fromkeys(replace(g, left=self._named(g.left), right=self._named(g.right)) for g in noted.guards)
+        )
         sizes = [*(s for n in nodes for s in n.sizes.values()), *(s for s, _ in numbers)]
         sizes += [s for g in guards for s in (g.left, g.right)]
         calls = () if self.recorder.opaque else tuple(self._call(c) for c in self.recorder.calls)
@@ -73,9 +73,18 @@ class Reader:
         sizes += [s for g in guards for s in (g.left, g.right)]
         attributes = {leaf: self._attribute(leaf) for s in sizes for leaf in s.leaves() if leaf.op == "attr"}
         return Trace(
-            used, inputs, tuple(nodes), tuple(dict.fromkeys(outputs)), unused, root, attributes, numbers, guards,
-            (self._returned(),), (calls,) if calls else (),
-        ).validate()  # fmt: skip
+            used,
+            inputs,
+            tuple(nodes),
+            tuple(dict.fromkeys(outputs)),
+            unused,
+            root,
+            attributes,
+            numbers,
+            guards,
+            (self._returned(),),
+            (calls,) if calls else (),
+        ).validate()
 
     def _returned(self) -> tuple[Any, ...]:
         """The form of what the call returns, unless it is plain, and its leaves."""
@@ -94,14 +103,14 @@ class Reader:
         for leaf in attributes:
             path, name, index = leaf.args
             module = self.model.get_submodule(path)
-            row = next((w for w in WIDTHS if w.attribute == name and isinstance(module, w.kind)), None)
-            if row is None or index is not None:
+            now = getattr(module, name, None)
+            row = next(((r, dim) for r, dim, size in repeats(module) if r.attribute == name and size == now), None)
+            value = None if row is None else value_of.get(f"{path}.{row[0].tensor}".lstrip("."))
+            if row is None or value is None or index is not None:
                 continue
-            value = value_of.get(f"{path}.{row.tensor}".lstrip("."))
-            if value is None or row.size(module) != getattr(module, name):
-                continue
-            size = Size("size", (value, row.axis(module)))
-            if row.per_group and row.axis(module) == 1 and module.groups > 1:  # type: ignore[operator]
+            repeat, dim = row
+            size = Size("size", (value, dim))
+            if repeat.per_group and dim == 1 and module.groups > 1:  # type: ignore[operator]
                 size = Size("*", (size, Size("attr", (path, "groups", None))))
             found.append(Guard("==", leaf, size, True, f"a {type(module).__name__} repeats it"))
         return tuple(found)
@@ -204,8 +213,8 @@ class Reader:
 
     def _width_attribute(self, module: str, op: str) -> Size | None:
         """The attribute in which a norm layer repeats its width; without parameters no shape would tell it."""
-        name = WIDTH_ATTRIBUTES.get(op)
-        if name is None or not isinstance(getattr(self.model.get_submodule(module), name, None), int):
+        name = OPS[op].width if op in OPS else ""
+        if not name or not isinstance(getattr(self.model.get_submodule(module), name, None), int):
             return None
         return Size("attr", (module, name, None))
 

@@ -31,9 +31,22 @@ _AS_NUMBERS = (torch.Tensor.__len__, torch.Tensor.stride, _BYTES)
 # What an export copies, another run may hand through: in the list of calls such a result goes by its input's name. What
 # a dropout drops is no matter of sizes.
 _MAY_RETURN_ITS_INPUT = (
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout",
-    "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as",
-)  # fmt: skip
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "alpha_dropout",
+    "feature_dropout",
+    "feature_alpha_dropout",
+    "contiguous",
+    "to",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type",
+    "type_as",
+)
 
 
 class Recorder(TorchFunctionMode):

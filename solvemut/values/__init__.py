@@ -3,7 +3,7 @@
 from .data import activation, taylor
 from .metric import Metric, Values
 from .units import unit_values
-from .weights import bn_scale, constant, magnitude, random
+from .weights import bn_scale, constant, magnitude, over_slices, random
 
 __all__ = [
     "Metric",
@@ -12,6 +12,7 @@ __all__ = [
     "bn_scale",
     "constant",
     "magnitude",
+    "over_slices",
     "random",
     "taylor",
     "unit_values",

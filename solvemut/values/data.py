@@ -53,9 +53,12 @@ def _taylor(model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callab
 
 
 def _of_data(
-    name: str, score: Callable[..., np.ndarray], batches: Iterable[Any], loss: Callable[..., torch.Tensor],
+    name: str,
+    score: Callable[..., np.ndarray],
+    batches: Iterable[Any],
+    loss: Callable[..., torch.Tensor],
     normalize: str | None,
-) -> Metric:  # fmt: skip
+) -> Metric:
     """A metric that runs a loss over batches."""
     if not callable(loss):
         raise ValuesError(f"{name}: loss is a function of output and target, or of model and batch, not {shown(loss)}")
@@ -163,8 +166,8 @@ def _activation_scores(
     modules = dict(model.named_modules())
     places: dict[str, tuple[np.ndarray, int]] = {}
     for v in graph.vertices:
-        if v.makes_units and v.name in modules and v.axis is not None:
-            places[v.name] = (v.units, v.axis)
+        if v.makes_units and v.name in modules and v.dim is not None:
+            places[v.name] = (v.units, v.dim)
     seen: dict[str, list[torch.Tensor]] = {}
     handles = []
 

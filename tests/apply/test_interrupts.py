@@ -18,9 +18,9 @@ import pytest
 import torch
 from oracles import randomise, tensors
 from strategies_program import NIGHTLY
-from test_apply import Injected, _equal, step
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from training import Injected, equal, step
 
 import solvemut as sm
 from solvemut.interrupts import Interrupts, deferred
@@ -189,8 +189,8 @@ class World:
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         now = self.facts()
-        same = [_equal(now, unchanged), _equal(now, changed)]
-        assert sum(same) == 1, [k for k in now if not _equal(now[k], unchanged[k])]
+        same = [equal(now, unchanged), equal(now, changed)]
+        assert sum(same) == 1, [k for k in now if not equal(now[k], unchanged[k])]
         assert self.ids() == ids
         assert np.isfinite(step(self.model, self.args, self.optimizer))
         self.average.update_parameters(self.model)
@@ -271,7 +271,7 @@ def test_signals_at_random_moments(make):
         other = World()
         work, ids = make(other), other.ids()
         cut += run_interrupted(work, draw.uniform(0, 1.1 * seconds))
-        if make is make_valued and not _equal(other.facts(), unchanged):
+        if make is make_valued and not equal(other.facts(), unchanged):
             assert other.model.a.weight.shape[0] == 5  # which units stay is the metric's choice
             changed = other.facts()
         done += other.check(unchanged, changed, ids)
@@ -328,5 +328,5 @@ def test_an_exception_at_any_line_changes_nothing_or_all():
         assert torch.is_grad_enabled()
         now = other.facts()
         assert other.ids() == ids
-        assert _equal(now, unchanged) or (k > lines - 12 and _equal(now, changed)), k
+        assert equal(now, unchanged) or (k > lines - 12 and equal(now, changed)), k
     other.check(unchanged, changed, other.ids())

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from oracles import assert_same, outputs, randomise, tensors
-from test_apply import assert_untouched, planned, sliced, snapshot, step, training_set
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from training import assert_untouched, planned, sliced, snapshot, step, training_set
 
 import solvemut as sm
 

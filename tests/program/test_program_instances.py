@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from benchmarks_path import instances
 
-BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "solve.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "solve.py"
 
 
 def test_parameters_and_flops_are_those_of_the_published_networks():

@@ -22,8 +22,8 @@ import pytest
 import torch
 from oracles import assert_same, masked, outputs, randomise
 from strategies_program import NIGHTLY
-from test_apply import assert_untouched, planned, snapshot, step, training_set
 from torch import nn
+from training import assert_untouched, planned, snapshot, step, training_set
 
 import solvemut as sm
 from solvemut.apply import EDITORS

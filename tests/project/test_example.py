@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "prune_digits.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "prune_digits.py"
 
 
 @pytest.fixture(scope="module")

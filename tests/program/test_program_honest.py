@@ -270,8 +270,10 @@ print(solution.status, solution.objective > 0, solution.bound >= solution.object
 
 
 def python(code: str, **environment: str) -> subprocess.Popen:
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(
+        [str(tests / "support"), str(tests / "program"), str(tests.parent), os.environ.get("PYTHONPATH", "")]
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from caller_costs import cost_of, graph_of, part
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_caller_costs import cost_of, graph_of, part
 
 from solvemut.compile import Curve, Question, Worth, compile_program
 from solvemut.errors import InfeasibleError, RequestError, ValuesError

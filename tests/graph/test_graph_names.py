@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from nets import NETS
 from oracles import assert_same, masked, outputs, randomise
-from test_apply import planned, training_set
 from torch import nn
+from training import planned, training_set
 
 import solvemut as sm
 
@@ -63,7 +63,7 @@ def test_convolutions_with_and_without_a_batch(n, batch, transposed):
     assert halved(model, x, "0") == {"0": (16, 8), "3": (4, 4)}
     graph = sm.capture(model, x.double())
     assert [(v.nin, v.nout) for v in graph.vertices] == [([], 3), ([3], 8), ([8], 8), ([8], 8), ([8], 4)]
-    assert graph["0"].axis == len(batch)
+    assert graph["0"].dim == len(batch)
 
 
 def test_pools_and_pixel_shuffle_without_a_batch():
@@ -146,7 +146,7 @@ def test_a_weight_inside_a_module_has_a_size_of_its_own():
     model = Seq(Block(), nn.Linear(8, 2))
     assert halved(model, torch.randn(2, 8), "0.w") == {"0": (8, 8), "1": (2, 2), "0.w": (16, 8)}
     graph = sm.capture(model, torch.randn(2, 8).double())
-    assert (graph["0.w"].op, graph["0.w"].nout, graph["0.w"].axis) == ("parameter", 8, 0)
+    assert (graph["0.w"].op, graph["0.w"].nout, graph["0.w"].dim) == ("parameter", 8, 0)
     assert graph.frozen_because(graph["0.w"]) == "" and "0.w" in str(graph)
     problem = sm.Problem(graph)
     problem.keep("0.w")

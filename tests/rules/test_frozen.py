@@ -11,7 +11,7 @@ from oracles import assert_same, masked, outputs, randomise
 from torch import nn
 
 import solvemut as sm
-from solvemut.rules import RULES, row
+from solvemut.rules import OPS, op
 
 # -- sizes written as numbers ------------------------------------------------------------------------------------------
 
@@ -110,8 +110,8 @@ def test_strict_raises_on_an_unknown_operation():
 
 
 def test_a_second_rule_for_an_operation_is_an_error():
-    with pytest.raises(ValueError, match="two rules for linear"):
-        row("linear", RULES["linear"])
+    with pytest.raises(ValueError, match="two records for linear"):
+        op("linear", ints="")(OPS["linear"].labels)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

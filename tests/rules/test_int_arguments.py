@@ -20,7 +20,7 @@ from oracles import assert_same, masked, outputs, randomise, tensors
 from torch import nn
 
 import solvemut as sm
-from solvemut.rules import RULES
+from solvemut.rules import OPS as RECORDS
 from solvemut.trace import Node, Trace
 
 TABLE = {f"{op}-{i}": case for op, cases in CASES.items() for i, case in enumerate(cases)}
@@ -180,7 +180,7 @@ INT_TYPES = {
 def test_every_int_argument_of_every_rule_is_shown():
     if len(RAN) < len(TABLE):
         pytest.skip("run the whole file")
-    wanted = {(op, arg) for op in RULES for arg in int_arguments(op)}
+    wanted = {(op, arg) for op in RECORDS for arg in int_arguments(op)}
     assert wanted - set(SHOWN) - set(NOT_REACHED) == set()
     assert set(NOT_REACHED) & set(SHOWN) == set()
 

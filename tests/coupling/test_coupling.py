@@ -11,7 +11,7 @@ import pytest
 from solvemut.coupling import components, couple
 from solvemut.flow import Labels, compressed, rectangle, view_groups
 from solvemut.graph import Graph
-from solvemut.plan import resize
+from solvemut.plan import replayed
 from solvemut.trace import Node, Param, Ref, Size, Trace
 
 X = Ref
@@ -254,13 +254,12 @@ def test_a_trace_that_reads_what_nobody_makes_is_refused():
 
 
 def test_resize_by_hand():
-    from solvemut.plan import resize
 
     c = couple(split((4, 3)))
     kept = c.frozen.copy()
     a = units(c, "a.weight", 0)
     kept[[a[i] for i in (0, 2, 5)]] = True
-    r = resize(c, kept)
+    r = replayed(c, kept)
     assert r.index["p_a_weight", 0].tolist() == [0, 2, 5]
     assert r.index["p_b_weight", 1].tolist() == [1] and r.index["p_c_weight", 1].tolist() == [0, 2]
     assert {str(k): v for k, v in r.attributes.items()} == {"self.sizes[0]": 2, "self.sizes[1]": 1}
@@ -270,14 +269,13 @@ def test_resize_by_hand():
 
 
 def test_resize_of_groups_by_hand():
-    from solvemut.plan import resize
 
     c = couple(grouped())
     a, g = units(c, "a.weight", 0), units(c, "g.weight", 0)
     kept = c.frozen.copy()
     kept[[a[i] for i in (1, 4)]] = True  # groups 0 and 2, one input each
     kept[[g[i] for i in (0, 2, 7, 8)]] = True  # two outputs each
-    r = resize(c, kept)
+    r = replayed(c, kept)
     assert r.trace.params["p_g_weight"].shape == (4, 1, 1, 1) and r.trace.node("g").args["groups"] == 2
     assert r.index["p_g_weight", 0].tolist() == [0, 2, 7, 8] and r.index["p_g_weight", 1].tolist() == [[1], [0]]
     assert r.index["p_b_weight", 1].tolist() == [0, 2, 7, 8]
@@ -338,7 +336,7 @@ def selected(trace: Trace, slots: dict[str, list[int]], gone: dict[str, list[int
         present[coupling.units(coupling.sources[value(name), 0])[at]] = False
     for name, at in gone.items():
         kept[coupling.units(coupling.sources[value(name), 0])[at]] = False
-    index = resize(replace(coupling, present=present), kept).index
+    index = replayed(replace(coupling, present=present), kept).index
     return {(trace.params[v].name, d): found.tolist() for (v, d), found in index.items()}
 
 

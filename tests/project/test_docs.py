@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+from solvemut.apply import EDITORS
+from solvemut.costs import COSTS
+from solvemut.edits import EDITS
+from solvemut.rules import OPS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+WIDTH = 120
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#|mailto:)([^)#]+)")
 MAKE = re.compile(r"\bmake ([a-z]+)\b(?=[^\n]*`|\s*(?:#|$))", re.MULTILINE)
@@ -24,11 +30,22 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 def run_doctest(page: Path, line: int, code: str, names: dict[str, object]) -> dict[str, object]:
     """Run a block of `>>>` examples; the names it leaves."""
-    test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
+    test = doctest.DocTestParser().get_doctest(code, names, f"{page.name}:{line}", str(page), line)
     result = doctest.DocTestRunner(optionflags=OPTIONS, verbose=False).run(test, clear_globs=False)
     assert result.attempted, f"{page.name}:{line + 1}: no example in this block"
     assert not result.failed, f"{page.name}:{line + 1}: {result.failed} of {result.attempted} examples failed"
     return test.globs
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """What a page enters in a registry is taken out again."""
+    tables = (OPS, COSTS, EDITS, EDITORS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, was in zip(tables, before, strict=True):
+        table.clear()
+        table.update(was)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
@@ -41,6 +58,21 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
             names = run_doctest(page, line, code, names)
         else:  # blank lines in front, so that a traceback names the page's own line
             exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_no_longer_than_code(page):
+    """Tables aside, whose rows cannot be broken."""
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    assert [k for k, line in lines if len(line) > WIDTH and not line.startswith("|")] == []
+
+
+def test_contributing_walks_through_each_kind_of_addition():
+    """The walks run with the other pages' blocks; here, that each enters what it speaks of."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    walks = dict(re.findall(r"^## An? ([a-z ]+)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    entered = {"operation": "op(", "cost": "@cost", "value metric": "Metric(", "edit": "@register"}
+    assert {name for name, call in entered.items() if call in walks.get(name, "")} == set(entered)
 
 
 def test_the_readme_has_a_quick_start_that_runs():

@@ -8,28 +8,12 @@ import nets_attention  # noqa: F401  (enters its networks in the table)
 import nets_shapes  # noqa: F401
 import numpy as np
 import pytest
-from nets import NETS
-from oracles import randomise
+from caller_costs import cost_of, graph_of, part
 
 import solvemut as sm
 from solvemut.errors import RequestError, SolvemutError
 from solvemut.flow import Extent
 from solvemut.requests import Budget, Cost, Monomial
-
-
-def graph_of(name: str) -> Any:
-    n = NETS[name]
-    return sm.capture(randomise(n.model()), n.args(), n.kw())
-
-
-def part(graph: Any, vertex: str, positions: Any) -> Extent:
-    """Some positions of a layer's output."""
-    ((extent, _, _),) = graph[vertex].out.terms
-    return Extent(extent.labels[positions], owner=graph.coupling)
-
-
-def cost_of(graph: Any, *factors: Extent, name: str = "part") -> Cost:
-    return Cost(name, (Monomial(1, factors, "mine"),), graph.coupling)
 
 
 def solved(graph: Any, values: Any, *requests: Any) -> Any:

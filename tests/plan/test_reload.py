@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from nets import NETS
 from oracles import assert_same, outputs
-from test_apply import planned, training_set
 from torch import nn
+from training import planned, training_set
 
 import solvemut as sm
 
@@ -84,7 +84,7 @@ class Saved(nn.Module):
 
 
 def test_a_file_of_version_1_loads_prints_and_applies():
-    path = Path(__file__).parent / "data" / "plan_v1.json"
+    path = Path(__file__).parents[1] / "data" / "plan_v1.json"
     old, plan = json.loads(path.read_text(encoding="utf-8")), sm.Plan.load(path)
     assert old["version"] == 1 and plan.indices["a.bias"] == {0: old["indices"]["a.bias"]["0"]}
     assert [[e.module, e.name, e.index, e.before, e.after] for e in plan.edits] == old["attributes"] != []

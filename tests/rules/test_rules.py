@@ -21,7 +21,7 @@ from torch import nn
 
 from solvemut.coupling import components
 from solvemut.flow import Factor, Flow, Labels
-from solvemut.rules import RULES, apply_rule
+from solvemut.rules import OPS, apply_rule
 from solvemut.tracing import trace_module
 
 
@@ -557,6 +557,7 @@ OTHER_NAMES = {
 def test_every_rule_has_a_row_here():
     if len(SEEN) < 60:
         pytest.skip("run the whole file")
-    rare = {k for k, r in RULES.items() if r is RULES["dropout"] or r is RULES["zeros"] or r is RULES["sym_size"]}
-    rare |= {k for k, r in RULES.items() if k not in SEEN and any(r is RULES[s] for s in SEEN if s in RULES)}
-    assert set(RULES) - SEEN - OTHER_NAMES - rare == set()
+    rule = {name: record.labels for name, record in OPS.items()}
+    rare = {k for k, r in rule.items() if r in (rule["dropout"], rule["zeros"], rule["sym_size"])}
+    rare |= {k for k, r in rule.items() if k not in SEEN and any(r is rule[s] for s in SEEN if s in rule)}
+    assert set(OPS) - SEEN - OTHER_NAMES - rare == set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_layers import PACKAGE, below, imports
+from imported import PACKAGE, below, imports
 
 SOLVER = PACKAGE / "solver"
 ABOVE = {"driver", "conflict", "frontier"}  # these ask the engines

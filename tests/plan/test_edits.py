@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_apply import planned, training_set
+from training import planned, training_set
 
 import solvemut as sm
 from solvemut.edits import EDITS, Edit, Selection, SetAttribute, edit_of, register

@@ -1,0 +1,69 @@
+"""Drawing up a plan: from the units that stay to all that a plan says of the change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..edits import Selection, SetAttribute
+from ..graph import Graph
+from ..trace import Size, listing
+from .file import runs
+from .record import as_lists
+from .replay import Replayed
+
+
+def parts(graph: Graph, changed: Replayed, kept: np.ndarray) -> dict[str, Any]:
+    """The parts of a `PlanRecord` that follow from which units stay (`kept`, bool per class)."""
+    trace = graph.trace
+    return {
+        "sizes": {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
+        "edits": tuple(_attribute(a, trace.attributes[a], v) for a, v in changed.attributes.items()),
+        "selection": Selection(_indices(changed)),
+        "shapes": _shapes(graph, changed),
+        "root": trace.root,
+        "example": graph.example,
+        "outputs": tuple(changed.trace.shape(o) for o in trace.outputs),
+        "program": listing(changed.trace),
+        "units": _units(graph, changed, kept),
+    }
+
+
+def _attribute(size: Size, before: int, after: int) -> SetAttribute:
+    module, name, index = size.args
+    return SetAttribute(module, name, index, before, after)
+
+
+def _indices(changed: Replayed) -> dict[str, dict[int, Any]]:
+    out: dict[str, dict[int, Any]] = {}
+    for (value, dim), index in changed.index.items():
+        p = changed.trace.params[value]
+        for name in (p.name, *p.aliases):
+            out.setdefault(name, {})[dim] = as_lists(index)
+    return out
+
+
+def _units(graph: Graph, changed: Replayed, kept: np.ndarray) -> dict[str, dict[int, Any]]:
+    """For every index list the unit at each old position; and at each new one, where their order changed."""
+    out: dict[str, dict[int, Any]] = {}
+    for (value, dim), index in changed.index.items():
+        units = graph.coupling.units(graph.coupling.sources[value, dim].labels)
+        found = [runs(units)]
+        if (np.diff(index, axis=-1) < 0).any():
+            rows = units[kept[units].any(axis=-1)] if index.ndim == 2 else units
+            found.append(runs(np.take_along_axis(rows, index, axis=-1)))
+        p = changed.trace.params[value]
+        for name in (p.name, *p.aliases):
+            out.setdefault(name, {})[dim] = found
+    return out
+
+
+def _shapes(graph: Graph, changed: Replayed) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    out = {}
+    for value, p in graph.trace.params.items():
+        if p.kind != "constant":
+            for name in (p.name, *p.aliases):
+                out[name] = (p.shape, changed.trace.params[value].shape)
+    out.update({p.name: (p.shape, p.shape) for p in graph.trace.unused})
+    return out
