@@ -2,7 +2,7 @@
 
 from .facts import Extent, Facts, Freeze, Path, Rectangle
 from .flow import Flow, Output
-from .labels import FIXED, Factor, Labels, compressed, prod, rectangle, view_groups
+from .labels import FIXED, Factor, Labels, compressed, prod, rectangle, stretched, view_groups
 
 __all__ = [
     "FIXED",
@@ -18,5 +18,6 @@ __all__ = [
     "compressed",
     "prod",
     "rectangle",
+    "stretched",
     "view_groups",
 ]

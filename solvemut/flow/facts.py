@@ -120,6 +120,8 @@ class Facts:
     works: list[Work] = field(default_factory=list)
     nonempty: list[np.ndarray] = field(default_factory=list)  # of each at least one unit stays
     floors: list[Floor] = field(default_factory=list)
+    summed: list[np.ndarray] = field(default_factory=list)  # units of weights along which products are summed up
+    mixed: list[Freeze] = field(default_factory=list)  # units of two activations along which their product is summed
     held: list[Held] = field(default_factory=list)
     notes: list[Freeze] = field(default_factory=list)
     unsupported: list[Node] = field(default_factory=list)

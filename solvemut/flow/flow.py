@@ -37,6 +37,7 @@ class Flow:
         self.facts = Facts()
         self.node: Node = Node("", "", {}, ())
         self.counted: set[Any] = set()  # arguments of the present node that are said to count labels
+        self._weights: set[str] | None = None
         self._elements: set[tuple[str, int]] | None = None
         self._asked: dict[int, tuple[str, Any]] = {}  # sources first asked for by the present node, by id of the array
 
@@ -134,6 +135,25 @@ class Flow:
         """Something the user should know about these units, though they may go."""
         if labels is not None:
             self.facts.notes.append(Freeze(labels, self.node, why))
+
+    def is_weight(self, arg: Any) -> bool:
+        """Whether a value is a parameter, or made of parameters alone."""
+        if self._weights is None:
+            self._weights = {name for name, p in self.trace.params.items() if p.kind != "constant"}
+            for node in self.trace.nodes:
+                refs = list(node.refs())
+                if refs and self._weights.issuperset(refs):
+                    self._weights.add(node.name)
+        return isinstance(arg, Ref) and arg.name in self._weights
+
+    def contracted(self, sides: Sequence[tuple[Any, np.ndarray | None]]) -> None:
+        """Products are summed along these units, which two arguments hold: one is a weight, or neither is."""
+        labelled = [(arg, labels) for arg, labels in sides if labels is not None]
+        weights = [labels for arg, labels in labelled if self.is_weight(arg)]
+        self.facts.summed += weights
+        if not weights:
+            why = "sums over units of two activations"
+            self.facts.mixed += [Freeze(labels, self.node, why) for _, labels in labelled]
 
     def literal(self, path: Path, labels: np.ndarray | None, sign: int = 1) -> None:
         """The int at `path` says how many of these labels there are."""

@@ -191,6 +191,30 @@ def rectangle(mask: np.ndarray, ragged: int | None = None) -> tuple[tuple[int, .
     return None
 
 
+def stretched(times: np.ndarray) -> tuple[int, ...] | None:
+    """The shape of an array whose entries are there `times` often: 0 gone, 1 kept, more: kept with new ones after it.
+
+    None if that is no rectangle, or could be one in several ways.
+
+    >>> stretched(np.array([1, 0, 3])), stretched(np.array([[1, 1], [2, 2]])), stretched(np.array([[1, 2], [0, 3]]))
+    ((4,), (3, 2), (2, 3))
+    """
+    if times.ndim == 1:
+        return (int(times.sum()),)
+    varying = [a for a in range(times.ndim) if (times != times.take([0], axis=a)).any()]
+    if len(varying) == 1:
+        line = np.moveaxis(times, varying[0], -1).reshape(-1, times.shape[varying[0]])[0]
+        return tuple(int(line.sum()) if a == varying[0] else n for a, n in enumerate(times.shape))
+    for axis in reversed(range(times.ndim)):
+        sums = times.sum(axis=axis)
+        rows = sums > 0
+        if len(found := np.unique(sums[rows])) == 1 and _is_outer(rows) and varying:
+            shape = [int(rows.any(axis=tuple(o for o in range(rows.ndim) if o != k)).sum()) for k in range(rows.ndim)]
+            shape.insert(axis, int(found[0]))
+            return tuple(shape)
+    return None
+
+
 def _is_outer(mask: np.ndarray) -> bool:
     """Whether a mask is the outer product of one mask per axis."""
     out: np.ndarray = np.ones(mask.shape, dtype=bool)

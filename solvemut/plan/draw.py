@@ -11,14 +11,15 @@ from ..graph import Graph
 from ..trace import Size, listing
 from .file import runs
 from .record import as_lists
+from .fill import alters, fills_of
 from .replay import Replayed
 
 
-def parts(graph: Graph, changed: Replayed, kept: np.ndarray) -> dict[str, Any]:
-    """The parts of a `PlanRecord` that follow from which units stay (`kept`, bool per class)."""
+def parts(graph: Graph, changed: Replayed, times: np.ndarray) -> dict[str, Any]:
+    """The parts of a `PlanRecord` that follow from which units stay and come (`times`: see `shapes`)."""
     trace = graph.trace
     return {
-        "sizes": {v.name: (v.nout, int(kept[v.units].sum())) for v in graph.vertices if v.makes_units},
+        "sizes": {v.name: (v.nout, int(times[v.units].sum())) for v in graph.vertices if v.makes_units},
         "edits": tuple(_attribute(a, trace.attributes[a], v) for a, v in changed.attributes.items()),
         "selection": Selection(_indices(changed)),
         "shapes": _shapes(graph, changed),
@@ -26,7 +27,9 @@ def parts(graph: Graph, changed: Replayed, kept: np.ndarray) -> dict[str, Any]:
         "example": graph.example,
         "outputs": tuple(changed.trace.shape(o) for o in trace.outputs),
         "program": listing(changed.trace),
-        "units": _units(graph, changed, kept),
+        "units": _units(graph, changed),
+        "fills": fills_of(graph.coupling, changed.index),
+        "alters": alters(graph.coupling, times),
     }
 
 
@@ -44,15 +47,13 @@ def _indices(changed: Replayed) -> dict[str, dict[int, Any]]:
     return out
 
 
-def _units(graph: Graph, changed: Replayed, kept: np.ndarray) -> dict[str, dict[int, Any]]:
-    """For every index list the unit at each old position; and at each new one, where their order changed."""
+def _units(graph: Graph, changed: Replayed) -> dict[str, dict[int, Any]]:
+    """For every index list the unit at each old position; at each new one, where units moved or came."""
     out: dict[str, dict[int, Any]] = {}
     for (value, dim), index in changed.index.items():
-        units = graph.coupling.units(graph.coupling.sources[value, dim].labels)
-        found = [runs(units)]
-        if (np.diff(index, axis=-1) < 0).any():
-            rows = units[kept[units].any(axis=-1)] if index.ndim == 2 else units
-            found.append(runs(np.take_along_axis(rows, index, axis=-1)))
+        found = [runs(graph.coupling.units(graph.coupling.sources[value, dim].labels))]
+        if (np.diff(index, axis=-1) < 0).any() or (index < 0).any():
+            found.append(runs(changed.units[value, dim]))
         p = changed.trace.params[value]
         for name in (p.name, *p.aliases):
             out.setdefault(name, {})[dim] = found

@@ -63,6 +63,8 @@ class PlanRecord:
     program: tuple[str, ...] = ()  # the forward of the changed model, one line per operation, as `verify` compares it
     graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
     units: Mapping[str, Mapping[int, list[list[list[int]]]]] = field(default_factory=dict)
+    fills: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)  # what new slices hold: see `fill`
+    alters: tuple[str, ...] = ()  # why outputs may not be what they were; nothing: they are
 
     @property
     def indices(self) -> Mapping[str, Mapping[int, Index]]:
@@ -131,6 +133,8 @@ class PlanRecord:
             "edits": [e.to_data() for e in self.edits],
             "selection": self.selection.to_data(),
             "units": {k: {str(d): i for d, i in v.items()} for k, v in self.units.items()},
+            "fills": {k: {str(d): i for d, i in v.items()} for k, v in self.fills.items()},
+            "alters": list(self.alters),
             "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
             "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
             "notes": list(self.notes),
@@ -166,6 +170,8 @@ class PlanRecord:
             edits=tuple(map(edit_of, data["edits"])),
             selection=Selection.from_data(data["selection"]),
             units={k: {int(d): i for d, i in v.items()} for k, v in data["units"].items()},
+            fills={k: {int(d): i for d, i in v.items()} for k, v in data["fills"].items()},
+            alters=tuple(data["alters"]),
             shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
             costs={k: PlanCost(*v) for k, v in data["costs"].items()},
             notes=tuple(data["notes"]),

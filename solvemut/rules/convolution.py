@@ -28,10 +28,12 @@ def _conv_transpose(flow: Flow, node: Node) -> Labels:
 
 for _n in (1, 2, 3):
     for _name, _rule in ((f"conv{_n}d", _conv), (f"conv_transpose{_n}d", _conv_transpose)):
-        op(_name, sizes="groups", follow=follow.groups, ints=_INTS, feature=-1 - _n, repeats=_REPEATS)(_rule)
+        op(
+            _name, sizes="groups", follow=follow.groups, ints=_INTS, feature=-1 - _n, fill={"bias": 0}, repeats=_REPEATS
+        )(_rule)
 
 
-@op("convolution", sizes="groups", follow=follow.groups, ints=_INTS, feature=None, repeats=_REPEATS)
+@op("convolution", sizes="groups", follow=follow.groups, ints=_INTS, fill={"bias": 0}, repeats=_REPEATS)
 def _convolution(flow: Flow, node: Node) -> Labels:
     return _convolve(flow, node, transposed=bool(node.args.get("transposed")))
 
@@ -52,6 +54,7 @@ def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
     if not grouped:
         w_in, outputs = (w.dim(0), w.dim(1)) if transposed else (w.dim(1), w.dim(0))
         flow.merge(inputs, w_in, (x.shape[c],))
+        flow.contracted([(node.args["input"], inputs), (weight, w_in)])
         flow.work([work, w.extent(0), w.extent(1)])
     else:
         outputs = _grouped(flow, node, inputs, w, groups, transposed, work)
@@ -70,6 +73,7 @@ def _grouped(
         return _depthwise(flow, inputs, rows, transposed, work)
     in_rows, out_rows = (rows, inner) if transposed else (inner, rows)
     flow.merge(None if inputs is None else inputs.reshape(in_rows.shape), in_rows, in_rows.shape)
+    flow.contracted([(node.args["input"], inputs), (node.args["weight"], in_rows)])
     for part in (in_rows, out_rows):
         flow.group_rows(part)
     flow.work([work, Extent(rows.reshape(-1)), Extent(inner, per_row=True)])

@@ -83,10 +83,10 @@ def _align_joint(flow: Flow, operands: list[Labels], dims: tuple[int, ...]) -> l
     " lift_fresh_copy hardswish relu6 selu celu elu gelu silu mish softplus"
     " hardtanh hardsigmoid leaky_relu logsigmoid log_sigmoid threshold masked_fill where clamp clamp_min clamp_max"
     " copy fill nan_to_num rrelu bernoulli dequantize positive conj resolve_conj resolve_neg float half double"
-    " zero add sub mul div relu sigmoid tanh pow"
-    " maximum minimum rsub true_divide floor_divide multiply subtract divide",
+    " zero mul div relu sigmoid tanh pow maximum minimum true_divide floor_divide multiply divide",
     ints="*",
 )
+@op("add sub rsub subtract", ints="*", fill={"self": 0, "other": 0})
 @op("clone contiguous detach alias", ints="*", shown=False)
 def _elementwise(flow: Flow, node: Node) -> Labels:
     return elementwise(flow, node)

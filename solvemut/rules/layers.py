@@ -19,6 +19,7 @@ _matrix = pattern("input weight bias", "... i, o i, o -> ... o", work="... i o")
     sizes="width in_width",
     follow=follow.features,
     feature=-1,
+    fill={"bias": 0},
     repeats=(Repeat("Linear", "out_features", "weight", 0), Repeat("Linear", "in_features", "weight", 1)),
 )
 def _linear(flow: Flow, node: Node) -> Output:
@@ -42,6 +43,7 @@ _channel_norm = pattern("input weight bias running_mean running_var", "b c *s, c
 
 
 _NORM = "modules.batchnorm._NormBase"
+_NORM_FILL = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}
 _NORM_REPEATS = (Repeat(_NORM, "num_features", "weight", 0), Repeat(_NORM, "num_features", "running_mean", 0))
 
 
@@ -51,10 +53,11 @@ _NORM_REPEATS = (Repeat(_NORM, "num_features", "weight", 0), Repeat(_NORM, "num_
     sizes="width",
     follow=follow.channels,
     feature=1,
+    fill=_NORM_FILL,
     repeats=_NORM_REPEATS,
     width="num_features",
 )
-@op("_native_batch_norm_legit_no_training native_batch_norm", ints="", repeats=_NORM_REPEATS)
+@op("_native_batch_norm_legit_no_training native_batch_norm", ints="", fill=_NORM_FILL, repeats=_NORM_REPEATS)
 def _batch_norm(flow: Flow, node: Node) -> Output:
     """b c *s, c, c, c, c -> b c *s"""
     y = _channel_norm(flow, node)
@@ -64,8 +67,13 @@ def _batch_norm(flow: Flow, node: Node) -> Output:
     return y
 
 
-@op("layer_norm rms_norm", ints="eps", sizes="normalized_shape", follow=follow.normalized_shape, feature=-1)
-@op("native_layer_norm", ints="eps", sizes="normalized_shape", follow=follow.normalized_shape)
+_SCALE = {"weight": 1, "bias": 0}
+
+
+@op(
+    "layer_norm rms_norm", ints="eps", sizes="normalized_shape", follow=follow.normalized_shape, feature=-1, fill=_SCALE
+)
+@op("native_layer_norm", ints="eps", sizes="normalized_shape", follow=follow.normalized_shape, fill=_SCALE)
 def _layer_norm(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["input"])
     k = len(node.args["normalized_shape"])
@@ -90,6 +98,7 @@ def _layer_norm(flow: Flow, node: Node) -> Labels:
     sizes="num_groups width",
     follow=follow.norm_groups,
     feature=1,
+    fill={"weight": 1, "bias": 0},
     repeats=(Repeat("GroupNorm", "num_channels", "weight", 0),),
     width="num_channels",
 )
@@ -110,7 +119,7 @@ def _group_norm(flow: Flow, node: Node) -> Labels:
     return x
 
 
-@op("prelu _prelu_kernel", ints="", repeats=(Repeat("PReLU", "num_parameters", "weight", 0),))
+@op("prelu _prelu_kernel", ints="", fill={"weight": 0.25}, repeats=(Repeat("PReLU", "num_parameters", "weight", 0),))
 def _prelu(flow: Flow, node: Node) -> Labels:
     x, w = flow.labels(node.args.get("self", node.args.get("input"))), flow.labels(node.args["weight"])
     if prod(w.shape) > 1:

@@ -111,11 +111,15 @@ class _Pass:
         self.units: dict[str, np.ndarray | None] = {}
         self.sizes: dict[str, int] = {}
         self.lead = Labels(())
+        self.held: dict[str, list[tuple[Ref, np.ndarray | None]]] = {}  # by name the arguments with such a dim
 
     def result(self) -> Labels:
         for name, term in zip(self.recipe.args, self.recipe.terms, strict=True):
             if isinstance(arg := self.node.args.get(name), Ref):
                 self._read(name, arg, term)
+        for token, sides in self.held.items():
+            if token not in self.recipe.out:
+                self.flow.contracted(sides)
         if self.recipe.work:
             self.flow.work(self._work())
         return self._placed()
@@ -145,6 +149,7 @@ class _Pass:
             x = flow.separate(x, d)
             if head:
                 self.lead = x
+            self.held.setdefault(token, []).append((arg, x.dim(d)))
             if token in self.units:
                 flow.merge(self.units[token], x.dim(d), (x.shape[d],))
             if self.units.get(token) is None:

@@ -6,7 +6,7 @@ int counts units, where its record does not say how that int follows, fails at o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,7 +62,9 @@ class Op:
     a change; `ints` those that the rule heeds or knows to leave sizes alone ("*": all). Arguments that name dims need
     no word. `feature` is the dim that it calls its channels or features, None where the labels tell; `shown` is False
     for bookkeeping that users did not write. `repeats` are the attributes of layers that go with its tensors, `width`
-    the one in which even a layer without tensors says how wide its input is.
+    the one in which even a layer without tensors says how wide its input is. `fill` says by argument what new slices
+    of a parameter hold, unless products are summed along them: then it is 0. An argument that is not named gets values
+    as its layer draws them at first.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Op:
     shown: bool
     repeats: tuple[Repeat, ...]
     width: str
+    fill: Mapping[str, float]
 
     def __post_init__(self) -> None:
         if bool(self.sizes) != (self.follow is not None):
@@ -96,6 +99,7 @@ def op(
     shown: bool = True,
     repeats: tuple[Repeat, ...] = (),
     width: str = "",
+    fill: Mapping[str, float] | None = None,
 ) -> Callable[[Rule], Rule]:
     """Enter the record of one or several operations; a second record for the same operation is an error."""
 
@@ -103,9 +107,8 @@ def op(
         for name in names.split():
             if name in OPS:
                 raise ValueError(f"two records for {name}")
-            OPS[name] = Op(
-                name, rule, frozenset(sizes.split()), follow, frozenset(ints.split()), feature, shown, repeats, width
-            )
+            counted, harmless = frozenset(sizes.split()), frozenset(ints.split())
+            OPS[name] = Op(name, rule, counted, follow, harmless, feature, shown, repeats, width, fill or {})
         return rule
 
     if not names.split():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,14 +83,25 @@ def _least(node: Node, x: Labels, others: Sequence[int]) -> int:
     return correction // max(1, prod([x.shape[k] for k in others if x.factor(k) is None])) + 1
 
 
-def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: str, shape: tuple[int, ...]) -> Labels:
-    """A sum of products: one letter per dim, equal letters are the same units, letters that `out` lacks are summed."""
+def contract(
+    flow: Flow,
+    operands: Sequence[Labels],
+    terms: Sequence[str],
+    out: str,
+    shape: tuple[int, ...],
+    args: Sequence[Any] = (None, None),
+) -> Labels:
+    """A sum of products: one letter per dim, equal letters are the same units, letters that `out` lacks are summed.
+
+    `args` are the values that the operands are, where they are arguments of the node.
+    """
     units: dict[str, np.ndarray | None] = {}
     sizes: dict[str, int] = {}
     most: dict[str, int] = {}
     for x, term in zip(operands, terms, strict=True):
         most.update({k: max(n, most.get(k, 1)) for k, n in zip(term, x.shape, strict=True)})
-    for x, term in zip(operands, terms, strict=True):
+    held: dict[str, list[tuple[Any, np.ndarray | None]]] = {}
+    for arg, x, term in zip(args, operands, terms, strict=True):
         for f in x.factors:
             if len(f.dims) > 1:
                 free = [d for d in f.dims if term[d] in out] or list(f.dims)
@@ -100,33 +112,38 @@ def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: 
             if x.shape[d] == 1 != most[letter]:
                 flow.freeze_dims(x, [d], "its only position is broadcast")
                 continue
+            held.setdefault(letter, []).append((arg, x.dim(d)))
             if sizes.get(letter, 1) == 1:
                 sizes[letter], units[letter] = x.shape[d], x.dim(d)
             else:
                 flow.merge(units[letter], x.dim(d), (x.shape[d],))
                 units[letter] = x.dim(d) if units[letter] is None else units[letter]
+    for letter, sides in held.items():
+        if letter not in out:
+            flow.contracted(sides)
     flow.work([sizes[k] if (u := units[k]) is None else u for k in sizes])
     return Labels.of(shape, {d: units[letter] for d, letter in enumerate(out)})
 
 
 @op("matmul bmm mm mv dot linalg_matmul", ints="")
 def _matmul(flow: Flow, node: Node) -> Labels:
-    a, b = (flow.labels(Ref(r)) for r in node.refs())
+    args = [Ref(r) for r in node.refs()]
+    a, b = (flow.labels(r) for r in args)
     n = max(a.ndim, b.ndim, 2) - 2
     lead = "ABCDEFGH"[:n]
     left = "k" if a.ndim == 1 else lead[n - (a.ndim - 2) :] + "ik"
     right = "k" if b.ndim == 1 else lead[n - (b.ndim - 2) :] + "kj"
     out = lead + ("" if a.ndim == 1 else "i") + ("" if b.ndim == 1 else "j")
-    return contract(flow, [a, b], [left, right], out, node.shape)
+    return contract(flow, [a, b], [left, right], out, node.shape, args)
 
 
-@op("addmm baddbmm addbmm addmv", ints="alpha beta")
+@op("addmm baddbmm addbmm addmv", ints="alpha beta", fill={"self": 0, "input": 0})
 def _addmm(flow: Flow, node: Node) -> Labels:
     names = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}.get(node.op, ("batch1", "batch2"))
     a, b = (flow.labels(node.args[k]) for k in names)
     terms = {"addmm": ("ik", "kj", "ij"), "addmv": ("ik", "k", "i"), "addbmm": ("bik", "bkj", "ij")}
     left, right, out = terms.get(node.op, ("bik", "bkj", "bij"))
-    y = contract(flow, [a, b], [left, right], out, node.shape)
+    y = contract(flow, [a, b], [left, right], out, node.shape, [node.args[k] for k in names])
     return broadcast(flow, [y, flow.labels(node.args.get("self", node.args.get("input")))], node.shape)
 
 
@@ -136,13 +153,14 @@ def _einsum(flow: Flow, node: Node) -> Output:
     if not out or "." in left:
         return unknown(flow, node)
     operands, terms = [flow.labels(r) for r in node.args["tensors"]], left.split(",")
+    args = list(node.args["tensors"])
     while len(operands) > 2:  # torch contracts from left to right
         later = set("".join(terms[2:]) + out)
         term = "".join(dict.fromkeys(c for c in terms[0] + terms[1] if c in later))
         sizes = {c: n for x, t in zip(operands[:2], terms[:2], strict=True) for c, n in zip(t, x.shape, strict=True)}
-        pair = contract(flow, operands[:2], terms[:2], term, tuple(sizes[c] for c in term))
-        operands, terms = [pair, *operands[2:]], [term, *terms[2:]]
-    return contract(flow, operands, terms, out, node.shape)
+        pair = contract(flow, operands[:2], terms[:2], term, tuple(sizes[c] for c in term), args[:2])
+        operands, terms, args = [pair, *operands[2:]], [term, *terms[2:]], [None, *args[2:]]
+    return contract(flow, operands, terms, out, node.shape, args)
 
 
 @op("scaled_dot_product_attention", ints="")
