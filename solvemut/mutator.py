@@ -130,6 +130,7 @@ class Mutator:
         round_to: int | None = None,
         keep: str | Iterable[str] | None = None,
         constraints: Any = None,
+        grow: Any = None,
         dry_run: bool = False,
         on_infeasible: str = "raise",
         time_limit: float | None = 60.0,
@@ -142,9 +143,10 @@ class Mutator:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
         Budgets: a number in (0, 1] is a fraction of the present, a larger one absolute. `constraints` may be a list of
-        requests, or a function from the graph to such a list. Ctrl-C during the solve changes nothing: it raises
-        KeyboardInterrupt, or with on_interrupt="return" hands back the best plan found by then, not applied, its status
-        "interrupted".
+        requests, or a function from the graph to such a list. `grow` lets layers get new units where that is worth
+        more than what it costs (see `Problem.grow`); outputs stay as they were where nothing goes. Ctrl-C during the
+        solve changes nothing: it raises KeyboardInterrupt, or with on_interrupt="return" hands back the best plan found
+        by then, not applied, its status "interrupted".
         """
         if memory is not None or latency is not None:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
@@ -160,6 +162,8 @@ class Mutator:
         problem.round_to(round_to)
         problem.keep(*names(keep, "keep"))
         problem.add(asked(constraints, self.graph))
+        if grow is not None and grow is not False:
+            problem.grow(grow)
         for cost, limit in ((self.graph.flops, flops), (self.graph.params, params)):
             if limit is not None:
                 problem.add(budget_of(cost, limit))

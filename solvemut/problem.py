@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .apply import Plan
-from .arguments import flag, names, one_of, search_limits, shown, whole
+from .arguments import flag, names, number, one_of, search_limits, shown, whole
 from .compile import Compiled, Question, Worth, compile_program, explained
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
@@ -47,6 +49,7 @@ class Problem:
         self.frozen = np.zeros(graph.coupling.n_units, dtype=bool)
         self.multiple: int | None = None
         self.kept: list[str] = []
+        self.slots: np.ndarray | None = None  # how many new units may come after each class
 
     def __repr__(self) -> str:
         asked = [str(r) for r in self.requests] + [f"keep {name!r}" for name in self.kept]
@@ -78,6 +81,19 @@ class Problem:
     def round_to(self, k: int | None) -> None:
         """Ask a multiple of k of every size that a layer makes; sizes below k stay."""
         self.multiple = None if k is None else whole(k, f"round_to={shown(k)}", least=1)
+
+    def grow(self, most: Any) -> None:
+        """Let layers get new units: at most so many (an int), or a share of what they have (a float; True: as many).
+
+        A dict says it by vertex name or glob. A new unit counts as much as the least valuable of those beside it.
+        """
+        graph = self.graph
+        told = most if isinstance(most, Mapping) else {v.name: most for v in graph.vertices if v.makes_units}
+        slots = np.zeros(graph.coupling.n_units, dtype=np.int64) if self.slots is None else self.slots.copy()
+        for pattern, amount in told.items():
+            for v in graph.match(pattern):
+                slots[v.units] = np.maximum(slots[v.units], _most_new(amount, v.nout))
+        self.slots = slots
 
     def solve(
         self,
@@ -123,11 +139,11 @@ class Problem:
                 solution = compiled.program.solve(time_limit=left, gap=gap, seed=seed, callback=callback)
             except InfeasibleError as e:
                 raise self._explained(e, value, time_limit) from None
-        kept = compiled.decoder.kept(solution)
-        return self._plan(solution, kept, compiled, time.perf_counter() - start), solution.interrupted
+        times = compiled.decoder.times(solution)
+        return self._plan(solution, times, compiled, time.perf_counter() - start), solution.interrupted
 
     def _compiled(self, value: np.ndarray, join_requests: bool = True) -> Compiled:
-        question = Question(self.requests, self.multiple, self.frozen, join_requests)
+        question = Question(self.requests, self.multiple, self.frozen, join_requests, self.slots)
         return compile_program(self.graph.coupling, Worth(value), question)
 
     def _explained(self, error: InfeasibleError, value: np.ndarray, time_limit: float) -> InfeasibleError:
@@ -141,11 +157,11 @@ class Problem:
                 error = e
         return explained(error, compiled.choices, self.kept)
 
-    def _plan(self, solution: Solution, kept: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
+    def _plan(self, solution: Solution, times: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
         graph = self.graph
-        changed = replayed(graph.coupling, kept)
+        changed = replayed(graph.coupling, times)
         after = Graph(changed.trace, couple(changed.trace), graph.example, graph.model, graph.examples)
-        self._check(solution, compiled, kept, after)
+        self._check(solution, compiled, times, after)
         return Plan(
             status=solution.status,
             objective=float(solution.objective),
@@ -153,20 +169,20 @@ class Problem:
             gap=float(solution.gap),
             seconds=seconds,
             solver=solution.solver,
-            costs=self._costs(kept, after),
+            costs=self._costs(times, after),
             notes=(*graph.notes, *compiled.notes),
             values=_values_name(self.values),
             graph=after,
-            **parts(graph, changed, kept),
+            **parts(graph, changed, times),
         )
 
-    def _costs(self, kept: np.ndarray, after: Graph) -> dict[str, PlanCost]:
+    def _costs(self, times: np.ndarray, after: Graph) -> dict[str, PlanCost]:
         """The model's costs, then those that the caller built."""
         found = {name: PlanCost(c.now, after.costs[name].now) for name, c in self.graph.costs.items()}
         for b in (r for r in self.requests if isinstance(r, Budget)):
             name, own = b.cost.name, self._is_own(b.cost)
             if not own and name not in self.graph.costs:
-                found.setdefault(name, PlanCost(b.cost.now, b.cost.count(self.graph.coupling, kept)))
+                found.setdefault(name, PlanCost(b.cost.now, b.cost.count(self.graph.coupling, times)))
             if b.sense == "<=" and (own or name not in self.graph.costs):
                 limits = [limit for limit in (found[name].budget, b.told) if limit is not None]
                 found[name] = replace(found[name], budget=min(limits))
@@ -177,16 +193,16 @@ class Problem:
         own = self.graph.costs.get(cost.name)
         return cost is own or (own is not None and cost.owner is not self.graph.coupling and cost.now == own.now)
 
-    def _check(self, solution: Solution, compiled: Compiled, kept: np.ndarray, after: Graph) -> None:
+    def _check(self, solution: Solution, compiled: Compiled, times: np.ndarray, after: Graph) -> None:
         """What the program promised is what the units kept, and the changed model, come to."""
-        worth = compiled.decoder.worth.of(kept, compiled.decoder.frozen)
+        worth = compiled.decoder.worth.of(times, compiled.decoder.frozen)
         if abs(worth - float(solution.objective)) > 1e-6 * max(1.0, abs(worth), abs(float(solution.objective))):
             raise SolvemutError(
                 f"the program promised a value of {float(solution.objective):g}, the units kept have {worth:g}; "
                 "please report this model"
             )
         for b, name in compiled.counted:
-            recounts = [b.cost.count(self.graph.coupling, kept)]
+            recounts = [b.cost.count(self.graph.coupling, times)]
             if self._is_own(b.cost):
                 recounts.append(after.costs[b.cost.name].now)
             for found in recounts:
@@ -195,6 +211,14 @@ class Problem:
                         f"{b}: the program counted {solution.costs[name]}, a recount gives {found}; "
                         "please report this model"
                     )
+
+
+def _most_new(amount: Any, size: int) -> int:
+    give = "give a number of new units, a share of the present size, or a dict of such by vertex"
+    found = number(1.0 if amount is True else amount, f"grow={shown(amount)}", give)
+    if found < 0:
+        raise RequestError(f"grow={shown(amount)}: {give}")
+    return int(found) if isinstance(found, int) else math.ceil(found * size)
 
 
 def check_fresh(graph: Graph) -> None:

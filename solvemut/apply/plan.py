@@ -20,6 +20,7 @@ from ..tracing import forget_compiled, unwrapped
 from .attributes import make_edits, repeat_sizes
 from .checks import changes_of
 from .followers import about_follower, followed
+from .initialise import Init
 from .optimizer import Optimizers, check_optimizers, optimizers_of, reset_notice, state_steps
 from .swap import swap_of
 from .tensors import Change, Undo
@@ -35,14 +36,17 @@ class Plan(PlanRecord):
         optimizer: Optimizers = None,
         followers: Sequence[nn.Module] = (),
         verify: str | None = "program",
+        init: Init | None = None,
     ) -> nn.Module:
         """Change `model` and the state of `optimizer` in place, all or nothing; returns the model.
 
         `optimizer` is one or a list of them; each of `followers` is a copy of the model that changes with it, such as a
-        torch.optim.swa_utils.AveragedModel. Raises PlanMismatchError, with nothing changed, if the plan was made for
-        another model, or an optimizer or a follower belongs to another.
+        torch.optim.swa_utils.AveragedModel. New units are read with zeros and made with small random values, as their
+        layer draws them at first; `init` draws them otherwise: from a parameter's name and new shape. Raises
+        PlanMismatchError, with nothing changed, if the plan was made for another model, or an optimizer or a follower
+        belongs to another.
         """
-        return apply_plan(self, model, optimizer, followers, verify)
+        return apply_plan(self, model, optimizer, followers, verify, init)
 
 
 def apply_plan(
@@ -51,6 +55,7 @@ def apply_plan(
     optimizer: Optimizers = None,
     followers: Sequence[nn.Module] = (),
     verify: str | None = "program",
+    init: Init | None = None,
 ) -> nn.Module:
     """See `Plan.apply`."""
     check_how(verify)
@@ -62,7 +67,7 @@ def apply_plan(
     grad = torch.is_grad_enabled()
     try:  # inference tensors could not be trained any more, so what is built is built outside inference mode
         with deferred() as interrupts, torch.inference_mode(False), torch.no_grad():
-            _change(plan, models, optimizers, changes, verify, interrupts.poll)
+            _change(plan, models, optimizers, changes, verify, interrupts.poll, init)
     finally:
         torch.set_grad_enabled(grad)
     forget_compiled(given)
@@ -76,12 +81,13 @@ def _change(
     changes: Sequence[Change],
     verify: str | None,
     poll: Callable[[], None],
+    init: Init | None,
 ) -> None:
     """All steps, or none; an interrupt is heard at each `poll`."""
     undo: Undo = []
     notices = [n for optimizer in optimizers if (n := reset_notice(optimizer, changes))]
     try:
-        steps = [swap_of(change) for change in changes]
+        steps = [swap_of(change, _owner(models[0], change), init) for change in changes]
         steps += [step for optimizer in optimizers for step in state_steps(optimizer, changes)]
         make_edits(plan, models, undo)
         for step in steps:
@@ -98,6 +104,10 @@ def _change(
     except BaseException:
         _put_back(undo)
         raise
+
+
+def _owner(model: nn.Module, change: Change) -> nn.Module:
+    return model.get_submodule(change.name.rpartition(".")[0])
 
 
 def _put_back(undo: Undo) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -17,13 +18,14 @@ Step = Callable[[Undo], None]
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that a plan changes: which slices stay, and its shape before and after."""
+    """A tensor that a plan changes: which slices stay, what new ones hold, and its shape before and after."""
 
     name: str
     tensor: torch.Tensor
     dims: Mapping[int, Index]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    fills: Mapping[int, Any] = field(default_factory=dict)
 
     @cached_property
     def moving(self) -> dict[int, Index]:
@@ -33,7 +35,7 @@ class Change:
 
 
 def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
-    """The slices of a tensor that stay: a new tensor of the same dtype, device and memory format.
+    """The slices of a tensor that stay, with zeros in new ones: of the same dtype, device and memory format.
 
     A dim of size 1 in a state tensor has nothing to select. For the input dim of a grouped convolution `dims[1]` has a
     list for every group that stays, and `dims[0]` lists the output channels of these groups one after another.
@@ -48,9 +50,20 @@ def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
         if index and isinstance(index[0], list):
             out = _select_rows(out, d, rows_of(index))
         elif out.shape[d] > 1:
-            out = out.index_select(d, _positions(index, out))
+            out = _select_line(out, d, index)  # type: ignore[arg-type]
     out = _copied_in_order(out, tensor)
     return out.view(tensor.dtype) if _is_float8(tensor) else out
+
+
+def new_slices(index: Index) -> list[int]:
+    """Where an index has new slices."""
+    return [k for k, i in enumerate(index) if i == -1]
+
+
+def _select_line(x: torch.Tensor, d: int, index: list[int]) -> torch.Tensor:
+    new = new_slices(index)
+    out = x.index_select(d, _positions([max(i, 0) for i in index], x))
+    return out.index_fill_(d, _positions(new, x), 0) if new else out
 
 
 def follows(state: torch.Tensor, shape: tuple[int, ...]) -> bool:
@@ -90,7 +103,8 @@ def _select_rows(x: torch.Tensor, d: int, index: list[list[int]]) -> torch.Tenso
     per_row = x.shape[0] // len(index)
     taken = torch.tensor(index, device=x.device).repeat_interleave(per_row, dim=0)  # [dim 0, kept]
     taken = taken.reshape(taken.shape[0], *[1] * (d - 1), taken.shape[1], *[1] * (x.dim() - d - 1))
-    return x.gather(d, taken.expand(*[taken.shape[k] if k in (0, d) else x.shape[k] for k in range(x.dim())]))
+    taken = taken.expand(*[taken.shape[k] if k in (0, d) else x.shape[k] for k in range(x.dim())])
+    return x.gather(d, taken.clamp(min=0)).masked_fill_(taken < 0, 0)
 
 
 def _copied_in_order(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

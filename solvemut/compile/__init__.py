@@ -6,7 +6,7 @@ and notes on what freedom was left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,10 +55,22 @@ def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Que
             f"the cost of {vertex} is a product of more than two sizes that change apart: "
             f"the smallest of them, {extent.now}, stays"
         )
+    worth = _with_new(worth, choices)
     stated = Statement(choices, worth)
     switches = tuple(s.name for s in stated.switches)
     decoder = Decoder(tuple(choices.choices), frozen, worth, switches)
     return Compiled(stated.program, decoder, choices, tuple(stated.counted), (*choices.notes, *notes))
+
+
+def _with_new(worth: Worth, choices: Choices) -> Worth:
+    """What a new unit is worth, where nothing else is said: as much as the least of its block."""
+    if worth.new is not None or choices.question.slots is None:
+        return worth
+    new = np.zeros(len(worth.value))
+    for block in choices.partition.blocks:
+        for units in block.families:
+            new[units] = np.asarray(worth.value, dtype=float)[units].min()
+    return replace(worth, new=new)
 
 
 def _too_many(choices: Choices) -> tuple[Extent, str] | None:

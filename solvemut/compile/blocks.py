@@ -24,17 +24,25 @@ MOST_LEVELS = 4096  # what one choice may offer
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Exchangeable units: `families[f]` is [rows, units] (classes). Most blocks have one row and one family."""
+    """Exchangeable units: `families[f]` is [rows, units] (classes). Most blocks have one row and one family.
+
+    A level with more units per row than there are stands for new ones, after the last unit of each row that stays.
+    """
 
     families: tuple[np.ndarray, ...]
-    levels: np.ndarray  # [levels, 1 + families]: rows kept, units kept per row of each family
+    levels: np.ndarray  # [levels, 1 + families]: rows left, units left per row of each family
 
     @property
     def rows(self) -> int:
         return self.families[0].shape[0]
 
+    @property
+    def now(self) -> int:
+        """How many units there are."""
+        return sum(f.size for f in self.families)
+
     def counts(self) -> np.ndarray:
-        """How many units stay at each level."""
+        """How many units are left at each level."""
         return np.asarray(self.levels[:, 0] * self.levels[:, 1:].sum(axis=1))
 
 
@@ -72,11 +80,19 @@ class Partition:
     """The free units of a coupling in blocks.
 
     `features` are label arrays that tell units apart by how often they occur; `ties` are the equations that rows
-    of unlike units demand; `notes` say what freedom was left out.
+    of unlike units demand; `slots` are how many new units may come after each class; `notes` say what freedom was left
+    out.
     """
 
-    def __init__(self, coupling: Coupling, frozen: np.ndarray, features: Iterable[np.ndarray]) -> None:
+    def __init__(
+        self,
+        coupling: Coupling,
+        frozen: np.ndarray,
+        features: Iterable[np.ndarray],
+        slots: np.ndarray | None = None,
+    ) -> None:
         self.coupling, self.frozen = coupling, frozen
+        self.slots = np.zeros(coupling.n_units, dtype=np.int64) if slots is None else slots
         self.blocks: list[Block] = []
         self.home: dict[int, tuple[Block, int]] = {}  # class -> its block and family
         self.ties: list[Equation] = []
@@ -101,8 +117,14 @@ class Partition:
                 taken[family] = True
         for b in np.unique(block_of[(block_of >= 0) & ~taken & self._real()]):
             units = np.flatnonzero((block_of == b) & ~taken)
-            levels = np.stack([np.ones(len(units) + 1, dtype=np.int64), np.arange(len(units) + 1)], axis=1)
+            sizes = np.arange(len(units) + self._most_new(units) + 1)
+            levels = np.stack([np.ones(len(sizes), dtype=np.int64), sizes], axis=1)
             self._add(Block((units[None, :],), levels))
+
+    def _most_new(self, units: np.ndarray) -> int:
+        """How many new units may come among these; rows that are one unit come as rows, which no level stands for."""
+        one_each = units.ndim == 2 and units.shape[1] == 1
+        return 0 if one_each else int(self.slots[units].min(initial=MOST_LEVELS))
 
     def _real(self) -> np.ndarray:
         real = np.ones(self.coupling.n_units, dtype=bool)
@@ -176,11 +198,12 @@ class Partition:
     def _row_blocks(self, families: list[np.ndarray], removable: bool) -> None:
         """Blocks for a cluster of rows: all sizes together while the list is short, else fewer freedoms, and a note."""
         rows, sizes = families[0].shape[0], [u.shape[1] for u in families]
-        per_row = [np.arange(1, n + 1) for n in sizes]
+        per_row = [np.arange(1, u.shape[1] + self._most_new(u) + 1) for u in families]
         kept = np.arange(1, rows + 1) if removable else np.array([rows])
-        if len(kept) * np.prod(sizes) <= MOST_LEVELS:
+        combinations = int(np.prod([len(n) for n in per_row]))
+        if len(kept) * combinations <= MOST_LEVELS:
             levels = _grid([kept, *per_row])
-        elif removable and np.prod(sizes) + rows <= MOST_LEVELS:
+        elif removable and combinations + rows <= MOST_LEVELS:
             levels = np.unique(
                 np.concatenate([_grid([kept, *[np.array([n]) for n in sizes]]), _grid([np.array([rows]), *per_row])]),
                 axis=0,
@@ -236,26 +259,33 @@ def _ranked(units: np.ndarray, order: np.ndarray) -> np.ndarray:
     return np.take_along_axis(units, found, axis=1)
 
 
-def block_value(block: Block, value: np.ndarray) -> np.ndarray:
-    """The largest value that a block can keep at each of its levels.
+def block_value(block: Block, value: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
+    """The largest value that a block can have at each of its levels; `new` is that of a new unit after each class.
 
     >>> b = Block((np.array([[1, 2, 3]]),), np.array([[1, 0], [1, 1], [1, 2], [1, 3]]))
     >>> block_value(b, np.array([0.0, 1.0, 5.0, 2.0])).tolist()
     [0.0, 5.0, 7.0, 8.0]
     """
-    sums = []
+    sums: list[np.ndarray] = []
     for units in block.families:
         prefix = np.cumsum(value[_ranked(units, value)], axis=1)
-        sums.append(np.concatenate([np.zeros((len(units), 1)), prefix], axis=1))
+        most = max(0, int(block.levels[:, 1 + len(sums)].max(initial=0)) - units.shape[1])
+        of_new = np.zeros(len(units)) if new is None else new[units[:, -1]]
+        more = of_new.reshape(-1, 1) * np.arange(1, most + 1)
+        sums.append(np.concatenate([np.zeros((len(units), 1)), prefix, prefix[:, -1:] + more], axis=1))
     per_row = sum(s[:, block.levels[:, 1 + f]] for f, s in enumerate(sums))  # [rows, levels]
     ranked = -np.sort(-np.asarray(per_row), axis=0)
     total = np.cumsum(ranked, axis=0)
     return total[block.levels[:, 0] - 1, np.arange(len(block.levels))]
 
 
-def best_units(block: Block, level: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The units that stay at a level."""
+def best_units(block: Block, level: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
+    """The units that stay at a level, and how many new ones come after some of them."""
     chosen = [_ranked(units, value)[:, : level[1 + f]] for f, units in enumerate(block.families)]
     worth = sum(value[c].sum(axis=1) for c in chosen)
     rows = np.argsort(-np.asarray(worth), kind="stable")[: level[0]]
-    return np.concatenate([c[rows].reshape(-1) for c in chosen])
+    new: dict[int, int] = {}
+    for f, units in enumerate(block.families):
+        if (more := int(level[1 + f]) - units.shape[1]) > 0:
+            new |= dict.fromkeys(units[rows, -1].tolist(), more)
+    return np.concatenate([c[rows].reshape(-1) for c in chosen]), new

@@ -38,8 +38,13 @@ class Choice:
         self.picks = self.picks[mask]
 
     def counts(self) -> np.ndarray:
-        """How many units stay at each level."""
+        """How many units are left at each level."""
         return np.asarray(sum(b.counts()[self.picks[:, j]] for j, b in enumerate(self.blocks)))
+
+    @property
+    def now(self) -> int:
+        """How many units there are."""
+        return sum(b.now for b in self.blocks)
 
 
 class Choices:
@@ -55,7 +60,7 @@ class Choices:
         self.multiples = [(r.size, r.divisor, r.remainder, str(r)) for r in asked]
         self.multiples += [_divides(d) for d in coupling.divides]
         self.equations = [_equation(link) for link in coupling.links]
-        self.partition = Partition(coupling, frozen, self._features())
+        self.partition = Partition(coupling, frozen, self._features(), question.slots)
         self.equations += self.partition.ties
         self.notes = list(self.partition.notes)
         self.floors: list[tuple[list[tuple[Extent, int]], str]] = []
@@ -202,8 +207,7 @@ class Choices:
                 ((k, v),) = vectors.items()
                 fits = np.array([x > 0 and x % multiple == 0 for x in (v + constant).tolist()], dtype=bool)
                 if not fits.any():
-                    full = np.array(v == v.max(), dtype=bool)
-                    self.choices[k].keep(full)
+                    self.choices[k].keep(np.array(v + constant == whole.now, dtype=bool))
                     self.notes.append(f"{name} stays at {whole.now}: no multiple of {multiple} fits")
                 else:
                     self.choices[k].keep(fits)

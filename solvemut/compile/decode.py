@@ -1,4 +1,4 @@
-"""Decode: chosen levels become kept units."""
+"""Decode: chosen levels become units that stay and units that come."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ from .question import Worth
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """Reads solutions of one program: which units stay, and which switches are on."""
+    """Reads solutions of one program: which units stay, where new ones come, and which switches are on."""
 
     choices: tuple[Choice, ...]
     frozen: np.ndarray
     worth: Worth
     switches: tuple[str, ...] = ()
 
-    def kept(self, solution: Solution) -> np.ndarray:
-        """The units that a solution keeps, bool per class."""
-        kept, order = self.frozen.copy(), self.worth.order
-        kept[FIXED] = True
+    def times(self, solution: Solution) -> np.ndarray:
+        """How often a solution has each class: 0, it goes; 1, it stays; more, new units come after it."""
+        times, order = self.frozen.astype(np.int64), self.worth.order
+        times[FIXED] = 1
         for choice in self.choices:
             pick = choice.picks[choice.width.levels.index(solution[choice.width])]
             for block, level in zip(choice.blocks, pick.tolist(), strict=True):
-                kept[best_units(block, block.levels[level], order)] = True
-        return kept
+                units, new = best_units(block, block.levels[level], order)
+                times[units] = 1
+                for unit, more in new.items():
+                    times[unit] += more
+        return times
+
+    def kept(self, solution: Solution) -> np.ndarray:
+        """The units that a solution keeps, bool per class."""
+        return self.times(solution) > 0
 
     def on(self, solution: Solution) -> dict[str, bool]:
         """By name whether each switch is on."""

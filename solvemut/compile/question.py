@@ -33,10 +33,14 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Worth:
-    """What units are worth: a number for each class, or for the units of a `Curve` what that says."""
+    """What units are worth: a number for each class, or for the units of a `Curve` what that says.
+
+    `new` is what a new unit after each class is worth; None: as much as the least that it is exchangeable with.
+    """
 
     value: np.ndarray
     curves: tuple[Curve, ...] = ()
+    new: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         units = [u for curve in self.curves for u in curve.units.tolist()]
@@ -51,26 +55,30 @@ class Worth:
             found[curve.units] = np.arange(len(curve.units), 0, -1)
         return found
 
-    def of(self, kept: np.ndarray, frozen: np.ndarray) -> float:
-        """The worth of what is kept (bool per class); units that stay anyway count in curves alone."""
+    def of(self, times: np.ndarray, frozen: np.ndarray) -> float:
+        """The worth of what is left, given how often each class is (or bools); what stays anyway counts in curves."""
+        kept = np.asarray(times) > 0
         loose = kept & ~frozen
         for curve in self.curves:
             loose[curve.units] = False
-        return float(self.value[loose].sum()) + sum(float(c.worth[int(kept[c.units].sum())]) for c in self.curves)
+        found = float(self.value[loose].sum()) + sum(float(c.worth[int(kept[c.units].sum())]) for c in self.curves)
+        more = np.maximum(np.asarray(times).astype(np.int64) - 1, 0)
+        return found + (float((more * self.new).sum()) if self.new is not None else 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
     """What is asked: requests, sizes in multiples of `round_to`, and `keep`: classes that must stay.
 
-    With `join_requests` equations that the caller asked for may become part of the choices, which is faster; without,
-    they stay constraints that a conflict can name.
+    `slots` says how many new units may come after each class. With `join_requests` equations that the caller asked for
+    may become part of the choices, which is faster; without, they stay constraints that a conflict can name.
     """
 
     requests: Sequence[Request] = ()
     round_to: int | None = None
     keep: np.ndarray | None = None
     join_requests: bool = True
+    slots: np.ndarray | None = None
 
     @property
     def budgets(self) -> list[Budget]:

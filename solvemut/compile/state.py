@@ -55,15 +55,22 @@ class Statement:
             self._curve(curve)
         if flat:  # among equals, change as little as possible
             for choice in self.layout.choices:
-                self.program.value(choice.counts(), choice.width, stage=1)
+                self.program.value(-np.abs(choice.counts() - choice.now), choice.width, stage=1)
 
     def _block_worth(self, choice: Choice, j: int, value: np.ndarray, direct: dict[int, Curve]) -> np.ndarray:
         block = choice.blocks[j]
         if (curve := direct.get(id(block))) is None:
-            worth = block_value(block, value)
+            worth = block_value(block, value, self.worth.new)
         else:
-            worth = np.asarray(curve.worth, dtype=float)[block.counts() + len(curve.units) - block.families[0].size]
+            left = block.counts() + len(curve.units) - block.now
+            worth = self._beyond(curve, int(left.max()))[left]
         return worth[choice.picks[:, j]]
+
+    def _beyond(self, curve: Curve, most: int) -> np.ndarray:
+        """The worth in a curve, for more units than there are as well."""
+        worth, n = np.asarray(curve.worth, dtype=float), len(curve.units)
+        new = 0.0 if self.worth.new is None else float(self.worth.new[curve.units].min(initial=np.inf))
+        return np.concatenate([worth, worth[-1] + new * np.arange(1, max(0, most - n) + 1)])
 
     def _allowed(self, choice: Choice, worth: np.ndarray) -> np.ndarray:
         """Levels of worth -inf are none."""
@@ -87,8 +94,10 @@ class Statement:
 
     def _curve(self, curve: Curve) -> None:
         """A curve over several blocks: the number of its units that stay is a width of its own."""
-        worth = np.asarray(curve.worth, dtype=float)
-        width = self._size_width(ClassExtent(curve.units), f"kept of {len(curve.units)} units", np.isfinite(worth))
+        extent = ClassExtent(curve.units)
+        constant, vectors = self.layout.linear([(extent, 1)])
+        worth = self._beyond(curve, int(constant + sum(max(v) for v in vectors.values())))
+        width = self._size_width(extent, f"kept of {len(curve.units)} units", np.isfinite(worth))
         self.program.value(worth[list(width.levels)], width)
 
     # -- sizes and limits ------------------------------------------------------------------------------------------

@@ -2,6 +2,17 @@
 
 from .attributes import SetAttribute
 from .base import EDITS, Edit, edit_form, edit_of, register
-from .selection import Index, Selection, rows_of
+from .selection import Index, Selection, is_grouped, rows_of
 
-__all__ = ["EDITS", "Edit", "Index", "Selection", "SetAttribute", "edit_form", "edit_of", "register", "rows_of"]
+__all__ = [
+    "EDITS",
+    "Edit",
+    "Index",
+    "Selection",
+    "SetAttribute",
+    "edit_form",
+    "edit_of",
+    "is_grouped",
+    "register",
+    "rows_of",
+]

@@ -153,15 +153,21 @@ _DIMS = frozenset(map(str, range(64)))
 
 
 def positions(where: str, x: Any) -> None:
-    """The old positions that stay in a dim: distinct ints; -1, a new slice, is for a version that grows."""
+    """The old positions that stay in a dim: distinct ints, and -1 for each new slice."""
     if not isinstance(x, list):
         fail(where, "a list", x)
     if set(map(type, x)) - {int}:
         fail(where, "ints", next(i for i in x if type(i) is not int))
-    if x and not 0 <= min(x) <= max(x) < LARGEST:
-        fail(where, "positions from 0 on (this version makes no new slices)", min(x) if min(x) < 0 else max(x))
-    if len(set(x)) < len(x):
-        fail(where, "each position once", next(i for k, i in enumerate(x) if i in x[:k]))
+    if x and not -1 <= min(x) <= max(x) < LARGEST:
+        fail(where, "positions from 0 on, or -1 for a new slice", min(x) if min(x) < -1 else max(x))
+    if len(set(x)) < len(x) and len(set(old := [i for i in x if i >= 0])) < len(old):
+        fail(where, "each position once", next(i for k, i in enumerate(old) if i in old[:k]))
+
+
+def fill(where: str, x: Any) -> None:
+    """What new slices hold: a number, or "drawn": as the layer draws its values at first."""
+    if x != "drawn":
+        number(-math.inf)(where, x)
 
 
 def index(where: str, x: Any) -> None:

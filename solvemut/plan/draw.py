@@ -10,8 +10,8 @@ from ..edits import Selection, SetAttribute
 from ..graph import Graph
 from ..trace import Size, listing
 from .file import runs
-from .record import as_lists
 from .fill import alters, fills_of
+from .record import as_lists
 from .replay import Replayed
 
 

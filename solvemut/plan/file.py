@@ -2,7 +2,8 @@
 
 `FORM` says what stands at each place of a plan, in types and ranges; `AGREEMENTS` say what must fit together, in the
 words of a plan's attributes. The first thing that is wrong raises PlanMismatchError with its place, such as
-indices['a.weight'][0], and what was expected. A file of version 1 has a form of its own and is then read as version 2.
+indices['a.weight'][0], and what was expected. Files of earlier versions have forms of
+their own and are then read as version 3.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..edits.forms import (
     by_dim,
     each,
     fail,
+    fill,
     index,
     mapping,
     number,
@@ -38,7 +40,7 @@ from ..edits.forms import (
 )
 from ..errors import PlanMismatchError
 
-FORMAT, VERSION = "solvemut-plan", 2
+FORMAT, VERSION = "solvemut-plan", 3
 ROOM = 2**31  # elements of one example input, positions of one dim
 
 Data = Mapping[str, Any]
@@ -51,7 +53,7 @@ def checksum(data: Data) -> str:
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
-    """The content of a plan file as version 2 has it, checked in every way that needs no model."""
+    """The content of a plan file as the present version has it, checked in every way that needs no model."""
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         data = json.loads(text, object_pairs_hook=_no_key_twice)
@@ -64,7 +66,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
         raise PlanMismatchError(f"this plan has version {shown(version)}, this solvemut reads up to {VERSION}")
     if "version" in data:
         whole(1, VERSION)("version", version)
-    found = data if version != 1 else _upgraded(data)
+    found = {1: _from_1, 2: _from_2}.get(version, dict)(data)  # type: ignore[operator, arg-type]
     check(found)
     if data["checksum"] != checksum(data):
         raise PlanMismatchError(
@@ -81,12 +83,18 @@ def check(data: Data) -> None:
         agreement(data)
 
 
-def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+def _from_1(data: dict[str, Any]) -> dict[str, Any]:
     """Version 1 had attributes where now there are edits, and index maps outside of a selection."""
     FORM_1("", data)
     rest = {k: v for k, v in data.items() if k not in ("attributes", "indices")}
     edits = [SetAttribute(*a).to_data() for a in data["attributes"]]
-    return {**rest, "version": 2, "edits": edits, "selection": {"indices": data["indices"]}}
+    return _from_2({**rest, "version": 2, "edits": edits, "selection": {"indices": data["indices"]}})
+
+
+def _from_2(data: dict[str, Any]) -> dict[str, Any]:
+    """In version 2 nothing was new, and whatever changed something pruned it."""
+    FORM_2("", data)
+    return {**data, "version": VERSION, "fills": {}, "alters": ["units go"] if data["selection"]["indices"] else []}
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -194,21 +202,38 @@ _COMMON: dict[str, Check] = {
 _INDICES = mapping(by_dim(index))
 _ATTRIBUTE = row(text, text, optional(SIZE), INT, INT)
 
-FORM = record(**_COMMON, edits=each(edit_form), selection=record(indices=_INDICES))
+_EDITS: dict[str, Check] = {"edits": each(edit_form), "selection": record(indices=_INDICES)}
+FORM = record(**_COMMON, **_EDITS, fills=mapping(by_dim(fill)), alters=each(text))
+FORM_2 = record(**_COMMON, **_EDITS)
 FORM_1 = record(**_COMMON, indices=_INDICES, attributes=each(_ATTRIBUTE))
 
 
 # -- what must fit together --------------------------------------------------------------------------------------------
 
 
-def _shrink(data: Data) -> None:
-    """Nothing grows in this version, and no layer is emptied."""
+def _grown(data: Data) -> set[tuple[str, str]]:
+    """The parameter dims that have new slices."""
+    indices = data["selection"]["indices"]
+    return {(k, d) for k, dims in indices.items() for d, i in dims.items() if any(-1 in row for row in rows_of(i))}
+
+
+def _no_layer_is_emptied(data: Data) -> None:
+    grows = bool(_grown(data))
     for name, (before, after) in data["sizes"].items():
-        if not min(before, 1) <= after <= before:
-            fail(f"sizes[{name!r}][1]", f"a size from 1 to {before}", after)
+        if not min(before, 1) <= after <= (ROOM if grows else before):
+            fail(f"sizes[{name!r}][1]", f"a size from 1 {f'to {before}' if not grows else 'on'}", after)
     for name, (before, after, _) in data["costs"].items():
-        if after > before:
-            fail(f"costs[{name!r}][1]", f"a cost of at most {before}", after)
+        if after > before and not grows:
+            fail(f"costs[{name!r}][1]", f"a cost of at most {before}, as nothing is new", after)
+
+
+def _new_slices_are_filled(data: Data) -> None:
+    """What is new, and only that, has something to hold."""
+    new = _grown(data)
+    told = {(k, d) for k, dims in data["fills"].items() for d in dims}
+    for name, dim in sorted(new ^ told):
+        has = "an entry, as there are" if (name, dim) in new else "no entry, as there are no"
+        fail(f"fills[{name!r}][{dim}]", f"{has} new slices", data["fills"].get(name, {}).get(dim))
 
 
 def _keeps_promises(data: Data) -> None:
@@ -327,18 +352,28 @@ class _Kept:
 
     def removed(self) -> np.ndarray:
         """The units that go, as far as one list can tell: of groups it does not say which ones stay."""
-        return np.delete(self.units[0], self.index) if not self.is_grouped else np.empty(0, dtype=np.int64)
+        if self.is_grouped:
+            return np.empty(0, dtype=np.int64)
+        return np.delete(self.units[0], [i for i in self.index if i >= 0])
 
     def check(self, removed: np.ndarray) -> None:
         stays = ~np.isin(self.units, removed)
         left = [k for k in range(len(stays)) if stays[k].any()] if self.is_grouped else [0]
         wanted = [np.flatnonzero(stays[k]).tolist() for k in left]
-        if (self.rows if self.order is None else [sorted(r) for r in self.rows]) != wanted:
+        old = [[i for i in r if i >= 0] for r in self.rows]
+        old = [r for r in old if r or not self.is_grouped]  # a group that is all new
+        if (old if self.order is None else [sorted(r) for r in old]) != wanted:
             what = f"{reprlib.repr(wanted if self.is_grouped else wanted[0])}, that is what the other lists keep"
             fail(self.where, what + (", in this order" if self.order is None else ""), self.index)
-        found = [int(u) for k, r in zip(left, self.rows, strict=True) for u in self.units[k][r]]
-        if self.order is not None and found != self.order:
-            fail(self.where, "the order that its units have", self.index)
+        found = [int(u) for k, r in zip(left, old, strict=True) for u in self.units[k][r]]
+        if self.order is not None:
+            new = [i < 0 for r in self.rows for i in r]
+            if found != [u for u, is_new in zip(self.order, new, strict=True) if not is_new]:
+                fail(self.where, "the order that its units have", self.index)
+            if np.isin([u for u, is_new in zip(self.order, new, strict=True) if is_new], self.units).any():
+                fail(self.where, "units of its own at new slices", self.index)
+        elif any(i < 0 for r in self.rows for i in r):
+            fail(self.where, "no new slice, as its units say of none", self.index)
 
 
 def _units_agree(data: Data) -> None:
@@ -355,4 +390,12 @@ def _units_agree(data: Data) -> None:
         x.check(removed)
 
 
-AGREEMENTS = (_shrink, _keeps_promises, _attributes_once, _inputs_are_listed, _shapes_follow, _units_agree)
+AGREEMENTS = (
+    _no_layer_is_emptied,
+    _keeps_promises,
+    _attributes_once,
+    _inputs_are_listed,
+    _shapes_follow,
+    _new_slices_are_filled,
+    _units_agree,
+)
