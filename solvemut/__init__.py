@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .graph import Graph, Vertex
     from .mutator import Mutator, capture, prune
     from .problem import Problem
+    from .requests import between, exactly, ratio, relaxed
 
 __version__ = "0.1.0"
 
@@ -25,9 +26,28 @@ _HOMES = {
     "Problem": "problem",
     "capture": "mutator",
     "prune": "mutator",
+    "between": "requests",
+    "exactly": "requests",
+    "ratio": "requests",
+    "relaxed": "requests",
 }
 _MODULES = ("errors", "program", "values")
-__all__ = ["Graph", "Mutator", "Plan", "Problem", "Vertex", "capture", "errors", "program", "prune", "values"]
+__all__ = [
+    "Graph",
+    "Mutator",
+    "Plan",
+    "Problem",
+    "Vertex",
+    "between",
+    "capture",
+    "errors",
+    "exactly",
+    "program",
+    "prune",
+    "ratio",
+    "relaxed",
+    "values",
+]
 
 
 def __getattr__(name: str) -> Any:

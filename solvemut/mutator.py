@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from .apply import Optimizers, Plan, check_how, optimizers_of
-from .arguments import flag, names, shown
+from .arguments import flag, names, one_of, shown
 from .coupling import couple
-from .errors import CaptureError, PlanMismatchError, RequestError, UnsupportedOpError
+from .errors import CaptureError, InfeasibleError, PlanMismatchError, RequestError, TimeLimitError, UnsupportedOpError
 from .graph import Graph
 from .interrupts import deferred
 from .problem import Problem, check_fresh
 from .report import one_line, short
 from .requests import asked, budget_of
+from .resizing import Resizing
 from .tracing import MODES, check_methods, check_modes, examples_of, to_text, trace_examples, unwrapped
 from .values import Values
 
@@ -74,6 +75,10 @@ def capture(
             stacklevel=2,
         )
     return graph
+
+
+def _accepted(on_time_limit: str | Callable[[Plan], bool], plan: Plan) -> bool:
+    return bool(on_time_limit(plan)) if callable(on_time_limit) else on_time_limit == "accept"
 
 
 class Mutator:
@@ -169,6 +174,71 @@ class Mutator:
                 problem.add(budget_of(cost, limit))
         plan = problem.solve(time_limit, gap, seed, progress, on_interrupt)
         return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify)
+
+    def resize(
+        self,
+        changes: Mapping[Any, Any] | None = None,
+        *,
+        values: Values = None,
+        grow: Any = None,
+        keep: str | Iterable[str] | None = None,
+        constraints: Any = None,
+        dry_run: bool = False,
+        on_infeasible: str = "raise",
+        time_limit: float | None = 60.0,
+        on_time_limit: str | Callable[[Plan], bool] = "accept",
+        gap: float = 0.0,
+        seed: int = 0,
+        progress: bool | None = None,
+        verify: str | None = "program",
+        on_interrupt: str = "raise",
+    ) -> Plan:
+        """Change sizes, and whatever must change with them; the model and the optimizer's state are changed in place.
+
+        `changes` maps vertex names, vertices or size expressions to a change by so much (an int), `exactly(n)`,
+        `between(a, b)`, `ratio(r)` or `relaxed(...)`. Units count 1 each unless `values` says otherwise; those of
+        largest magnitude stay. Without changes just what is worth less than nothing goes. `grow` limits how many new
+        units layers may get (0: none; a dict by vertex). on_infeasible="relax" warns and comes as near as it can.
+        At the time limit the best plan found is taken; on_time_limit="raise" or a function that says no to it does
+        not.
+
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> x = torch.ones(1, 4)
+        >>> y, mut = model(x), Mutator(model, x)
+        >>> plan = mut.resize({"0": -3, "2": +2})
+        >>> plan.sizes["0"], plan.sizes["2"], plan.indices["2.weight"][0], plan.alters
+        ((8, 5), (6, 8), [0, 1, 2, 3, 4, 5, -1, -1], ('units go',))
+        """
+        one_of(on_infeasible, "on_infeasible", ("raise", "relax"))
+        if not callable(on_time_limit):
+            one_of(on_time_limit, "on_time_limit", ("accept", "raise"))
+        check_how(verify)
+        dry_run = flag(dry_run, "dry_run")
+        check_fresh(self.graph)
+        problem = Resizing(self.graph)
+        problem.maximize(values)
+        problem.most = grow
+        problem.keep(*names(keep, "keep"))
+        problem.add(asked(constraints, self.graph))
+        problem.ask({} if changes is None else changes)
+        plan = self._resized(problem, on_infeasible, (time_limit, gap, seed, progress, on_interrupt))
+        if plan.status == "feasible" and not _accepted(on_time_limit, plan):
+            raise TimeLimitError(
+                f"the time limit of {time_limit} s was reached with a gap of {plan.gap:.1e}; nothing was changed"
+            )
+        return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify)
+
+    @staticmethod
+    def _resized(problem: Resizing, on_infeasible: str, how: tuple[Any, ...]) -> Plan:
+        try:
+            return problem.solve(*how)
+        except InfeasibleError as e:
+            if on_infeasible == "raise" or all(wish.relaxed for _, wish in problem.wishes):
+                raise
+            warnings.warn(f"{e}\nThe sizes asked for are relaxed: the nearest that can be are taken.", stacklevel=4)
+        problem.relax = True
+        return problem.solve(*how)
 
     def apply(self, plan: Plan, verify: str | None = "program") -> Plan:
         """Apply a plan that was made for the present graph."""

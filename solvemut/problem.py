@@ -125,8 +125,8 @@ class Problem:
     def _solve(self, time_limit: float, gap: Any, seed: int, progress: bool | None, ctrl_c: Heard) -> tuple[Plan, bool]:
         """The plan, and whether Ctrl-C ended the search."""
         start = time.perf_counter()
-        value = unit_values(self.values, self.graph.model, self.graph)
-        compiled = self._compiled(value)
+        worth = self._worth()
+        compiled = self._compiled(worth)
         spent = time.perf_counter() - start
         left = max(0.05 * time_limit, time_limit - 1.3 * spent)  # drawing up the plan takes less than compiling did
         with Reporter(progress) as reporter:
@@ -138,17 +138,22 @@ class Problem:
             try:
                 solution = compiled.program.solve(time_limit=left, gap=gap, seed=seed, callback=callback)
             except InfeasibleError as e:
-                raise self._explained(e, value, time_limit) from None
+                raise self._explained(e, worth, time_limit) from None
         times = compiled.decoder.times(solution)
         return self._plan(solution, times, compiled, time.perf_counter() - start), solution.interrupted
 
-    def _compiled(self, value: np.ndarray, join_requests: bool = True) -> Compiled:
-        question = Question(self.requests, self.multiple, self.frozen, join_requests, self.slots)
-        return compile_program(self.graph.coupling, Worth(value), question)
+    def _worth(self) -> Worth:
+        return Worth(unit_values(self.values, self.graph.model, self.graph))
 
-    def _explained(self, error: InfeasibleError, value: np.ndarray, time_limit: float) -> InfeasibleError:
+    def _question(self, join_requests: bool) -> Question:
+        return Question(self.requests, self.multiple, self.frozen, join_requests, slots=self.slots)
+
+    def _compiled(self, worth: Worth, join_requests: bool = True) -> Compiled:
+        return compile_program(self.graph.coupling, worth, self._question(join_requests))
+
+    def _explained(self, error: InfeasibleError, worth: Worth, time_limit: float) -> InfeasibleError:
         """The conflict in the words of the request: what cannot hold, and what could."""
-        compiled = self._compiled(value, join_requests=False)  # equations that were asked for can be named too
+        compiled = self._compiled(worth, join_requests=False)  # equations that were asked for can be named too
         with contextlib.suppress(TimeLimitError):
             try:
                 if compiled.program.solve(time_limit=time_limit, gap=1.0).interrupted:
@@ -158,15 +163,15 @@ class Problem:
         return explained(error, compiled.choices, self.kept)
 
     def _plan(self, solution: Solution, times: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
-        graph = self.graph
+        graph, stage = self.graph, compiled.choices.question.stage
         changed = replayed(graph.coupling, times)
         after = Graph(changed.trace, couple(changed.trace), graph.example, graph.model, graph.examples)
         self._check(solution, compiled, times, after)
         return Plan(
             status=solution.status,
-            objective=float(solution.objective),
-            bound=float(solution.bound),
-            gap=float(solution.gap),
+            objective=float(solution.objectives[stage]),
+            bound=float(solution.bounds[stage]),
+            gap=float(max(solution.gaps[: stage + 1])),
             seconds=seconds,
             solver=solution.solver,
             costs=self._costs(times, after),
@@ -195,11 +200,10 @@ class Problem:
 
     def _check(self, solution: Solution, compiled: Compiled, times: np.ndarray, after: Graph) -> None:
         """What the program promised is what the units kept, and the changed model, come to."""
-        worth = compiled.decoder.worth.of(times, compiled.decoder.frozen)
-        if abs(worth - float(solution.objective)) > 1e-6 * max(1.0, abs(worth), abs(float(solution.objective))):
+        found, told = compiled.objective(times), float(solution.objectives[compiled.choices.question.stage])
+        if abs(found - told) > 1e-6 * max(1.0, abs(found), abs(told)):
             raise SolvemutError(
-                f"the program promised a value of {float(solution.objective):g}, the units kept have {worth:g}; "
-                "please report this model"
+                f"the program promised a value of {told:g}, what is left comes to {found:g}; please report this model"
             )
         for b, name in compiled.counted:
             recounts = [b.cost.count(self.graph.coupling, times)]

@@ -18,9 +18,10 @@ from .choices import Choices
 from .decode import Decoder
 from .explain import explained
 from .question import Curve, Question, Worth
+from .spread import Deviation, Spread
 from .state import Statement, reduced
 
-__all__ = ["Compiled", "Curve", "Decoder", "Question", "Worth", "compile_program", "explained"]
+__all__ = ["Compiled", "Curve", "Decoder", "Deviation", "Question", "Spread", "Worth", "compile_program", "explained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,12 @@ class Compiled:
     choices: Choices
     counted: tuple[tuple[Budget, str], ...]
     notes: tuple[str, ...]
+
+    def objective(self, times: np.ndarray) -> float:
+        """What the stage of worth has to come to, counted from a change."""
+        question, decoder = self.choices.question, self.decoder
+        lost = sum(s.of(self.choices.coupling, times) for s in question.spreads if s.stage == question.stage)
+        return decoder.worth.of(times, decoder.frozen) - lost
 
 
 def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Question | None = None) -> Compiled:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ValuesError
+from ..flow import Extent
 from ..requests import Budget, Cost, Request
+from .spread import Spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +37,14 @@ class Curve:
 class Worth:
     """What units are worth: a number for each class, or for the units of a `Curve` what that says.
 
-    `new` is what a new unit after each class is worth; None: as much as the least that it is exchangeable with.
+    `second` tells units of equal worth apart: it says which of them stay, and decides among sizes of equal worth. `new`
+    is what a new unit after each class is worth; None: as much as the least that it is exchangeable with.
     """
 
     value: np.ndarray
     curves: tuple[Curve, ...] = ()
     new: np.ndarray | None = None
+    second: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         units = [u for curve in self.curves for u in curve.units.tolist()]
@@ -49,8 +53,16 @@ class Worth:
 
     @property
     def order(self) -> np.ndarray:
-        """By which units of a block are kept first: their values, and the order of their curve."""
+        """By which units of a block are kept first: their values, or the order of their curve."""
         found = np.array(self.value, dtype=float)
+        if self.second is not None:
+            ranked = np.lexsort((self.second, found))
+            places = np.empty(len(ranked))
+            places[ranked] = np.arange(len(ranked))
+            ties = np.unique(np.stack([found, self.second]), axis=1, return_inverse=True)[1].reshape(-1)
+            first = np.full(int(ties.max(initial=0)) + 1, np.inf)
+            np.minimum.at(first, ties, places)
+            found = first[ties]
         for curve in self.curves:
             found[curve.units] = np.arange(len(curve.units), 0, -1)
         return found
@@ -70,14 +82,19 @@ class Worth:
 class Question:
     """What is asked: requests, sizes in multiples of `round_to`, and `keep`: classes that must stay.
 
-    `slots` says how many new units may come after each class. With `join_requests` equations that the caller asked for
-    may become part of the choices, which is faster; without, they stay constraints that a conflict can name.
+    Worth is maximised in `stage`, less the `spreads` of that stage; those of an earlier one come first. Sizes in
+    `moves` do not stay as they are. `slots` says how many new units may come after each class. With `join_requests`
+    equations that the caller asked for may become part of the choices, which is faster; without, they stay constraints
+    that a conflict can name.
     """
 
     requests: Sequence[Request] = ()
     round_to: int | None = None
     keep: np.ndarray | None = None
     join_requests: bool = True
+    stage: int = 0
+    spreads: Sequence[Spread] = ()
+    moves: Sequence[tuple[Extent, str]] = ()
     slots: np.ndarray | None = None
 
     @property

@@ -16,9 +16,10 @@ import numpy as np
 from ..flow import Extent
 from ..program import Program, RankOne, Width
 from ..requests import Affine, Budget, Cost, Monomial, Switch, Table
-from .blocks import ClassExtent, block_value
+from .blocks import ClassExtent, best_units, block_value
 from .choices import Choice, Choices, Linear, Parts, parts_of, whole
 from .question import Curve, Worth
+from .spread import state_spread
 
 Place = tuple[Switch | None, tuple[int, ...]]  # a term: its switch, and the choices it is over
 
@@ -27,7 +28,7 @@ class Statement:
     """The program of some choices; `counted` pairs each budget with the resource that counts it."""
 
     def __init__(self, choices: Choices, worth: Worth) -> None:
-        self.layout, self.worth = choices, worth
+        self.layout, self.worth, self.stage = choices, worth, choices.question.stage
         self.program = Program()
         self.counted: list[tuple[Budget, str]] = []
         self.switches: dict[Switch, Width] = {}
@@ -36,6 +37,10 @@ class Statement:
         self._limits()
         for budget in choices.question.budgets:
             self._budget(budget)
+        for extent, name in choices.question.moves:
+            self._move(extent, name)
+        for spread in choices.question.spreads:
+            state_spread(self, spread)
 
     # -- what it is worth ------------------------------------------------------------------------------------------
 
@@ -49,13 +54,26 @@ class Statement:
             worth = sum(self._block_worth(choice, j, value, direct) for j in range(len(choice.blocks)))
             worth = self._allowed(choice, np.asarray(worth))
             choice.width = self.program.width(choice.name, self._levels(choice))
-            self.program.value(worth, choice.width)
+            self.program.value(worth, choice.width, stage=self.stage)
             flat |= len(np.unique(worth)) < len(worth)
         for curve in (c for c in self.worth.curves if c not in direct.values()):
             self._curve(curve)
-        if flat:  # among equals, change as little as possible
+        stage = self.stage
+        if self.worth.second is not None:
+            stage += 1
             for choice in self.layout.choices:
-                self.program.value(-np.abs(choice.counts() - choice.now), choice.width, stage=1)
+                self.program.value(self._second_worth(choice), choice.width, stage=stage)
+        if flat or self.worth.second is not None:  # among equals, change as little as possible
+            for choice in self.layout.choices:
+                self.program.value(-np.abs(choice.counts() - choice.now), choice.width, stage=stage + 1)
+
+    def _second_worth(self, choice: Choice) -> np.ndarray:
+        """By level what `second` says of the units that stay."""
+        order, second = self.worth.order, np.asarray(self.worth.second, dtype=float)
+        of_block = [
+            np.array([second[best_units(b, level, order)[0]].sum() for level in b.levels]) for b in choice.blocks
+        ]
+        return np.asarray(sum(found[choice.picks[:, j]] for j, found in enumerate(of_block)))
 
     def _block_worth(self, choice: Choice, j: int, value: np.ndarray, direct: dict[int, Curve]) -> np.ndarray:
         block = choice.blocks[j]
@@ -98,7 +116,7 @@ class Statement:
         constant, vectors = self.layout.linear([(extent, 1)])
         worth = self._beyond(curve, int(constant + sum(max(v) for v in vectors.values())))
         width = self._size_width(extent, f"kept of {len(curve.units)} units", np.isfinite(worth))
-        self.program.value(worth[list(width.levels)], width)
+        self.program.value(worth[list(width.levels)], width, stage=self.stage)
 
     # -- sizes and limits ------------------------------------------------------------------------------------------
 
@@ -113,6 +131,17 @@ class Statement:
             self._linear_budget(str(r), parts_of(r), low, high)
         for size, divisor, remainder, name in self.layout.multiples:
             self._multiple(size, divisor, remainder, name)
+
+    def _move(self, extent: Extent, name: str) -> None:
+        """A size that is not what it was."""
+        constant, vectors = self.layout.linear([(extent, 1)])
+        if len(vectors) == 1:
+            ((k, v),) = vectors.items()
+            self.program.cost(name, np.array(v + constant == extent.now, dtype=int), self._width(k))
+            self.program.budget(name, 0)
+        elif vectors:
+            most = int(constant + sum(max(v) for v in vectors.values()))
+            self._size_width(Extent(extent.labels, extent.per_row), name, np.arange(most + 1) != extent.now)
 
     def _linear_budget(self, name: str, parts: Parts, lower: Any = None, upper: Any = None) -> None:
         """lower <= sum of coefficient * extent <= upper."""

@@ -3,6 +3,7 @@
 from .budgets import Budget, Cost, Monomial, Switch, Table, budget_of
 from .request import Request, asked, flat, owners
 from .sizes import Affine, Multiple, Relation
+from .wishes import Wish, between, exactly, ratio, relaxed, wish_of
 
 __all__ = [
     "Affine",
@@ -14,8 +15,14 @@ __all__ = [
     "Request",
     "Switch",
     "Table",
+    "Wish",
     "asked",
+    "between",
     "budget_of",
+    "exactly",
     "flat",
     "owners",
+    "ratio",
+    "relaxed",
+    "wish_of",
 ]
