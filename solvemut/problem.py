@@ -87,13 +87,21 @@ class Problem:
 
         A dict says it by vertex name or glob. A new unit counts as much as the least valuable of those beside it.
         """
+        slots = self.most_new(most, 0)
+        self.slots = slots if self.slots is None else np.maximum(self.slots, slots)
+
+    def most_new(self, most: Any, others: int) -> np.ndarray:
+        """How many new units may come after each class, given limits as `grow` takes them; `others` where none is."""
         graph = self.graph
         told = most if isinstance(most, Mapping) else {v.name: most for v in graph.vertices if v.makes_units}
-        slots = np.zeros(graph.coupling.n_units, dtype=np.int64) if self.slots is None else self.slots.copy()
+        found = np.full(graph.coupling.n_units, -1, dtype=np.int64)
         for pattern, amount in told.items():
             for v in graph.match(pattern):
-                slots[v.units] = np.maximum(slots[v.units], _most_new(amount, v.nout))
-        self.slots = slots
+                limit = _most_new(amount, v.nout)
+                first = found[v.units] < 0
+                either = np.minimum if others else np.maximum  # limits hold for all that is coupled, and so does leave
+                found[v.units] = np.where(first, limit, either(found[v.units], limit))
+        return np.where(found < 0, others, found)
 
     def solve(
         self,

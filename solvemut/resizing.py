@@ -60,29 +60,29 @@ class Resizing(Problem):
 
     def solve(self, *args: Any, **options: Any) -> Any:
         """See `Problem.solve`. Few new units are tried first, then as many as layers may get."""
-        if not self.wishes or self.most is not None:
-            self._allow(None)
-            return super().solve(*args, **options)
         try:
             self._allow(FEW)
             return super().solve(*args, **options)
         except InfeasibleError:
+            few = self.slots
             self._allow(None)
+            if few is None or self.slots is None or np.array_equal(few, self.slots):
+                raise
             return super().solve(*args, **options)
 
     def _allow(self, few: int | None) -> None:
         """How many new units may come: `few` beyond what was asked for, or as many as may be at all."""
         self.slots = None
+        if not self.wishes:
+            return
+        times, least = MOST
+        bounds = [(size.now, *wish.bounds(size.now)) for size, wish in self.wishes]
+        asked = sum(max(0, (low or high or 0) - now) for now, low, high in bounds)
+        sizes = {v.name: max(times * v.nout, least) for v in self.graph.vertices if v.makes_units}
+        self.grow(sizes if few is None else {name: min(n, few + 2 * asked) for name, n in sizes.items()})
         if self.most is not None:
-            self.grow(self.most)
-        elif self.wishes:
-            times, least = MOST
-            bounds = [(size.now, *wish.bounds(size.now)) for size, wish in self.wishes]
-            asked = sum(max(0, (low or high or 0) - now) for now, low, high in bounds)
-            limit = None if few is None else few + 2 * asked
-            sizes = {v.name: v.nout for v in self.graph.vertices if v.makes_units}
-            whole = {name: max(times * n, least) for name, n in sizes.items()}
-            self.grow(whole if limit is None else {name: min(n, limit) for name, n in whole.items()})
+            assert self.slots is not None
+            self.slots = np.minimum(self.slots, self.most_new(self.most, np.iinfo(np.int64).max))
 
     def _worth(self) -> Worth:
         graph = self.graph
@@ -99,7 +99,7 @@ class Resizing(Problem):
         spreads = [Spread(tuple(soft), 0)] if soft else []
         loose = [d.extent.labels for d in soft]
         spreads.append(Spread(tuple(self._kept_sizes(value, involved, loose)), stage))
-        moves = [(d.extent, f"{d.name} changes") for d in soft if d.of(d.extent.now)]
+        moves = [(d.extent, f"a change was asked: {d.name}") for d in soft if d.of(d.extent.now)]
         question = super()._question(join_requests)
         requests = [*question.requests, *hard]
         keep = self.frozen | ~involved
@@ -126,13 +126,13 @@ class Resizing(Problem):
         return hard, soft
 
     def _involved(self, value: np.ndarray) -> np.ndarray:
-        """Bool per class: what the wishes can reach by equations, and what is worth less than nothing."""
+        """Bool per class: what the wishes can reach by equations; without any, what is worth less than nothing."""
         coupling = self.graph.coupling
         of_link = [[coupling.unit_of[labels.reshape(-1)] for labels, _ in link.parts] for link in coupling.links]
         sets = [np.unique(np.concatenate(parts)) for parts in of_link]
         sets += [np.unique(rows.units) for rows in coupling.rows]
         sets += [np.unique(v.units) for v in self.graph.vertices if v.makes_units]
-        found = value < 0
+        found = value < 0 if not self.wishes else np.zeros(len(value), dtype=bool)
         asked = [size for size, _ in self.wishes]
         asked += [side for r in self.requests if isinstance(r, Relation) for side in (r.left, r.right)]
         for size in asked:

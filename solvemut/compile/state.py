@@ -142,6 +142,9 @@ class Statement:
         elif vectors:
             most = int(constant + sum(max(v) for v in vectors.values()))
             self._size_width(Extent(extent.labels, extent.per_row), name, np.arange(most + 1) != extent.now)
+        else:  # it cannot change at all
+            self.program.cost(name, 1)
+            self.program.budget(name, 0)
 
     def _linear_budget(self, name: str, parts: Parts, lower: Any = None, upper: Any = None) -> None:
         """lower <= sum of coefficient * extent <= upper."""
