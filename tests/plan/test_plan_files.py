@@ -376,7 +376,10 @@ def swapped(*path: Any) -> Callable[[Any], None]:
     ("edit", "words"),
     [
         (setting("indices", "a.weight", "0", 0, to=True), r"indices\['a.weight'\]\[0\]: expected ints, found True"),
-        (setting("indices", "a.weight", "0", 0, to=-1), r"fills\['a.weight'\]\[0\]: expected an entry, as there are new slices"),
+        (
+            setting("indices", "a.weight", "0", 0, to=-1),
+            r"fills\['a.weight'\]\[0\]: expected an entry, as there are new slices",
+        ),
         (setting("indices", "a.weight", "0", 0, to=12), r"indices\['a.weight'\]\[0\]: expected positions below 12"),
         (
             setting("indices", "a.weight", "0", 1, to=0),
