@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, program, values
     from .apply import Plan
+    from .building import Builder, editable, identity_init
     from .graph import Graph, Vertex
     from .mutator import Mutator, capture, prune
     from .problem import Problem
@@ -18,16 +19,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Builder": "building",
     "Graph": "graph",
     "Vertex": "graph",
     "Mutator": "mutator",
     "Plan": "apply",
     "Problem": "problem",
     "capture": "mutator",
+    "editable": "building",
+    "identity_init": "building",
     "prune": "mutator",
 }
 _MODULES = ("errors", "program", "values")
-__all__ = ["Graph", "Mutator", "Plan", "Problem", "Vertex", "capture", "errors", "program", "prune", "values"]
+__all__ = [
+    "Builder",
+    "Graph",
+    "Mutator",
+    "Plan",
+    "Problem",
+    "Vertex",
+    "capture",
+    "editable",
+    "errors",
+    "identity_init",
+    "program",
+    "prune",
+    "values",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,12 +34,13 @@ LAYERS: dict[str, set[str]] = {
     "edits": {"trace"},
     "plan": {"edits", "graph"},
     "tracing": {"rules"},
+    "building": {"arguments", "tracing"},
     "values": {"graph", "interrupts"},
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"tracing", "values", "apply", "problem", *FACADES}
+TORCH = {"tracing", "building", "values", "apply", "problem", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 

@@ -1,0 +1,107 @@
+"""Calls: which arguments of a forward become inputs of a graph, and which are plain values that the graph holds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..arguments import shown
+from ..errors import CaptureError, RequestError
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One input of a graph. `default`, where there is one, is the plain value that the forward was followed with."""
+
+    name: str
+    keyword: str | None  # by which the forward takes it; None: by position
+    value: Any = None  # an example
+    fixed: bool = False  # a plain value: the graph is only good for this one
+    optional: bool = False  # the forward does without
+
+
+def arguments_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> list[Argument]:
+    """The arguments of a call; without examples all that the forward needs is a tensor, all else has its default."""
+    name = type(model).__name__
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError) as e:
+        raise CaptureError(f"{name}: its forward has no signature ({e}), so its inputs are not known") from None
+    examples = args is not None or kwargs is not None
+    given: Mapping[str, Any] = {}
+    if examples:
+        args = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        try:
+            given = signature.bind(*args, **(kwargs or {})).arguments
+        except TypeError as e:
+            raise RequestError(f"editable: {name} cannot be called with these args and kwargs: {e}") from None
+    found: list[Argument] = []
+    for p in signature.parameters.values():
+        if p.kind is p.VAR_POSITIONAL:
+            found += [_argument(f"{p.name}_{k}", None, x, p) for k, x in enumerate(given.get(p.name, ()))]
+        elif p.kind is p.VAR_KEYWORD:
+            found += [_argument(k, k, x, p) for k, x in given.get(p.name, {}).items()]
+        elif p.name in given:
+            found.append(_argument(p.name, p.name if p.kind is p.KEYWORD_ONLY else None, given[p.name], p))
+        elif p.default is p.empty:
+            found.append(Argument(p.name, p.name if p.kind is p.KEYWORD_ONLY else None))
+        elif isinstance(p.default, _PLAIN):
+            found.append(Argument(p.name, p.name, p.default, fixed=True, optional=True))
+    return found
+
+
+def _argument(name: str, keyword: str | None, value: Any, p: inspect.Parameter) -> Argument:
+    leaves = pytree.tree_leaves(value)
+    optional = p.default is not p.empty
+    if any(isinstance(x, torch.Tensor) for x in leaves):
+        return Argument(name, p.name if optional and keyword is None else keyword, value, optional=optional)
+    if not all(isinstance(x, _PLAIN) for x in leaves):
+        raise RequestError(
+            f"editable: {name}={shown(value)} is neither tensors nor plain; hold it in a module around the model"
+        )
+    return Argument(name, p.name if optional and keyword is None else keyword, value, True, optional)
+
+
+def placed(arguments: list[Argument], values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Values as the forward takes them; plain ones are those of the call."""
+    found = {a.name: a.value if a.fixed else values[a.name] for a in arguments}
+    args = tuple(found[a.name] for a in arguments if a.keyword is None)
+    return args, {a.keyword: found[a.name] for a in arguments if a.keyword is not None}
+
+
+def placeholders(graph: torch.fx.Graph, arguments: list[Argument]) -> dict[str, torch.fx.Node]:
+    """The inputs of a graph, and checks that each is what the graph is good for."""
+    last = max((k for k, a in enumerate(arguments) if not a.optional), default=-1)
+    nodes = {}
+    for k, a in enumerate(arguments):
+        default = (a.value if a.fixed else None,) if k > last else ()
+        nodes[a.name] = graph.create_node("placeholder", a.name, default, name=a.name)
+    for a in arguments:
+        if a.fixed:
+            graph.call_function(expect, (nodes[a.name], a.value, a.name))
+        elif a.optional:
+            graph.call_function(present, (nodes[a.name], a.name))
+    return nodes
+
+
+def expect(value: Any, wanted: Any, name: str) -> None:
+    """An argument is the plain value that the graph was made with."""
+    if type(value) is not type(wanted) or value != wanted:
+        raise RequestError(
+            f"{name}={shown(value)}: this graph was made with {name}={shown(wanted)} and holds for that alone; make "
+            "another with this value among the args of editable"
+        )
+
+
+def present(value: Any, name: str) -> None:
+    """An argument that the forward could do without is given."""
+    if value is None:
+        raise RequestError(f"{name} is missing: this graph was made with it; make another without it")

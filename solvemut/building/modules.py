@@ -1,0 +1,111 @@
+"""Modules that graphs are made of: the model itself, and operations as modules, so that they keep their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.graph_module import reduce_graph_module
+
+from ..arguments import shown
+from ..errors import RequestError
+
+_STATE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training")
+
+
+class GraphModel(torch.fx.GraphModule):
+    """A model whose forward is a torch.fx graph; a call with too few or too many inputs names both counts.
+
+    Its modules stay in the order in which they were given, whatever the graph runs first, also in copies and pickles.
+    """
+
+    def __init__(self, root: Any, graph: torch.fx.Graph, class_name: str = "GraphModel", state: Any = None) -> None:
+        super().__init__(root, graph, class_name)
+        if state is not None:
+            vars(self).update({k: state[k] for k in _STATE})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self._check_inputs(len(args) + len(kwargs))
+        return super().__call__(*args, **kwargs)
+
+    def _check_inputs(self, given: int) -> None:
+        places = list(takewhile(lambda n: n.op == "placeholder", self.graph.nodes))
+        needed = sum(not n.args for n in places)
+        if not needed <= given <= len(places) and not any(str(n.target).startswith("*") for n in places):
+            count = str(needed) if needed == len(places) else f"{needed} to {len(places)}"
+            names = ", ".join(str(n.target) for n in places)
+            raise RequestError(
+                f"{type(self).__name__} takes {count} input{'s' * (count != '1')}{names and f' ({names})'}, not {given}"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, super().__reduce__()[1]
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        def init(copied: GraphModel, root: Any, graph: torch.fx.Graph) -> None:
+            GraphModel.__init__(copied, root, graph, type(self).__name__, vars(root))
+
+        return init
+
+
+def _restored(body: dict[str, Any], imports: str) -> GraphModel:
+    state = {k: body[k] for k in _STATE}
+    plain: Any = reduce_graph_module(body, imports)
+    return GraphModel(plain, plain.graph, type(plain).__name__, state)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of an input among the arguments of a function."""
+
+    number: int
+
+
+def filled(x: Any, inputs: tuple[Any, ...]) -> Any:
+    """Arguments with inputs at their places."""
+    if isinstance(x, Slot):
+        return inputs[x.number]
+    if isinstance(x, Mapping):
+        return {k: filled(v, inputs) for k, v in x.items()}
+    if type(x) in (tuple, list):
+        return type(x)(filled(v, inputs) for v in x)
+    return x
+
+
+class Apply(nn.Module):
+    """A function of tensors as a module.
+
+    >>> Apply(torch.flatten, (Slot(0), 1))(torch.ones(2, 3, 4)).shape
+    torch.Size([2, 12])
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.function, self.arguments, self.keywords = function, args, dict(kwargs or {})
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(*filled(self.arguments, inputs), **filled(self.keywords, inputs))
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", shown(self.function))
+
+
+class Concat(nn.Module):
+    """Tensors one after the other along a dim."""
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat(inputs, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
