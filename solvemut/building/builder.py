@@ -223,17 +223,17 @@ class Builder:
             if v.name not in needed:
                 needed.add(v.name)
                 todo += v.inputs
-        graph, nodes, modules = torch.fx.Graph(), {}, dict[str, Any]()
+        graph, nodes, root = torch.fx.Graph(), dict[str, torch.fx.Node](), nn.Module()
         inputs = [v for v in self._vertices.values() if v.module is None]
         for v in inputs:
             nodes[v.name] = graph.placeholder(v.name)
         for v in self._vertices.values():  # in the order in which they were written
             if v.module is not None and v.name in needed:
-                modules[v.target] = v.module
+                _put(root, v.target, v.module)
                 nodes[v.name] = graph.call_module(v.target, tuple(nodes[u.name] for u in v.inputs))
         found = tuple(nodes[v.name] for v in outputs)
         graph.output(found[0] if len(found) == 1 else found)
-        return GraphModel(modules, graph, self.name)
+        return GraphModel(root, graph, self.name, vars(root))
 
     # -- names -----------------------------------------------------------------------------------------------------
 
@@ -275,6 +275,16 @@ class Builder:
 
     def _unused(self, title: str, sep: str = "_") -> str:
         return next(n for n in _numbered(title, sep) if not self._clash(n))
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Enter a module under its path, in modules that hold nothing else."""
+    *around, last = path.split(".")
+    for name in around:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    root.add_module(last, module)
 
 
 def _numbered(title: str, sep: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import CaptureError, RequestError
 from ..tracing import unwrapped
 from .calls import Argument, arguments_of, placed
 from .following import Followed, Unfollowed, by_a_run, by_proxies, first_line, is_leaf
-from .modules import GraphModel
+from .modules import GraphModel, Mode
 
 
 def editable(model: nn.Module, args: Any = None, kwargs: Mapping[str, Any] | None = None) -> GraphModel:
@@ -69,9 +70,9 @@ def _followed(model: nn.Module, arguments: list[Argument], examples: bool) -> Fo
             continue
         except CaptureError as e:
             raise CaptureError(f"{name} cannot be made editable: {e}") from None
-        if difference := _difference(trained.graph, found.graph):
+        if difference := _difference(trained, found):
             raise CaptureError(
-                f"{name} cannot be made editable: in train mode its forward {difference} A graph does one thing only; "
+                f"{name} cannot be made editable: in train mode its forward {difference} A graph does one thing; "
                 "make what depends on the mode a layer, such as nn.Dropout or nn.BatchNorm2d, which follows it"
             )
         return found
@@ -96,14 +97,50 @@ def _copied(model: nn.Module, training: bool) -> nn.Module:
     return other
 
 
-def _difference(trained: torch.fx.Graph, other: torch.fx.Graph) -> str:
-    """What train mode does where eval mode does something else; empty if both are one graph."""
-    a, b = ([(n.format_node() or "output", n.args, n.kwargs) for n in g.nodes] for g in (trained, other))
-    texts = [[str(x) for x in found] for found in (a, b)]
-    for x, y in zip(*texts, strict=False):
-        if x != y:
-            return f"does {x}, in eval mode {y}."
-    return "" if len(a) == len(b) else f"does {len(a)} things, in eval mode {len(b)}."
+def _difference(trained: Followed, found: Followed) -> str:
+    """What train mode does where eval mode does something else; empty if both are one graph.
+
+    Flags that are on in one mode only, such as training=self.training, become questions in the graph that was found.
+    """
+    for x, y in zip_longest(list(trained.graph.nodes), list(found.graph.nodes)):
+        if x is None or y is None or (x.op, str(x.target), x.name) != (y.op, str(y.target), y.name):
+            return f"does {_told(x)}, in eval mode {_told(y)}."
+        (xs, form), (ys, other) = (pytree.tree_flatten((n.args, n.kwargs)) for n in (x, y))
+        flags = {k for k, (a, b) in enumerate(zip(xs, ys, strict=False)) if isinstance(a, bool) and b is (not a)}
+        same = all(
+            type(a) is type(b) and str(a) == str(b)
+            for k, (a, b) in enumerate(zip(xs, ys, strict=False))
+            if k not in flags
+        )
+        if form != other or not same:
+            return f"does {_told(x)}, in eval mode {_told(y)}."
+        if flags:
+            asked = {k: _mode(found, xs[k]) for k in flags}
+            y.args, y.kwargs = pytree.tree_unflatten([asked.get(k, a) for k, a in enumerate(ys)], form)
+    constants = zip_longest(trained.constants.items(), found.constants.items())
+    differing = [b for a, b in constants if a is None or b is None or a[0] != b[0] or not _equal(a[1], b[1])]
+    return (
+        f"has other constants than in eval mode ({', '.join(n for n, _ in filter(None, differing))})."
+        if differing
+        else ""
+    )
+
+
+def _told(node: torch.fx.Node | None) -> str:
+    if node is None:
+        return "nothing more"
+    return f"{node.op} {getattr(node.target, '__name__', node.target)}{node.args} {dict(node.kwargs) or ''}".strip()
+
+
+def _mode(found: Followed, training: bool) -> torch.fx.Node:
+    """The node that tells whether the graph is in train mode, or in eval mode."""
+    name = "in_training" if training else "in_eval"
+    known = [n for n in found.graph.nodes if n.op == "call_module" and n.target == name]
+    if known:
+        return known[0]
+    found.modes[name] = Mode(training)
+    with found.graph.inserting_before(next(n for n in found.graph.nodes if n.op != "placeholder")):
+        return found.graph.call_module(name)
 
 
 # -- assembling --------------------------------------------------------------------------------------------------------
@@ -114,6 +151,8 @@ def _assembled(model: nn.Module, found: Followed) -> GraphModel:
     root = _skeleton(model, {})
     for name, tensor in found.constants.items():
         root.register_buffer(name, tensor.detach().clone(), persistent=False)
+    for name, mode in found.modes.items():
+        root.add_module(name, mode.train(model.training))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return GraphModel(root, found.graph, type(model).__name__, vars(root))

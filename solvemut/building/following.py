@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .calls import Argument, expect, placed, placeholders, present
-from .modules import Apply, Concat
+from .modules import Apply, Concat, Mode
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Functions whose answer depends on what is in a tensor: Python that goes on by it is not a graph.
@@ -34,16 +34,17 @@ class Unfollowed(Exception):
 
 @dataclass
 class Followed:
-    """A graph, and the tensors that the forward wrote down as constants."""
+    """A graph, the tensors that the forward wrote down as constants, and the questions that it asks of the mode."""
 
     graph: torch.fx.Graph
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    modes: dict[str, Mode] = field(default_factory=dict)
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module stays one node: torch's own layers, and operations of a builder."""
     home = type(module).__module__
-    return isinstance(module, (Apply, Concat)) or (
+    return isinstance(module, (Apply, Concat, Mode)) or (
         home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _CONTAINERS)
     )
 

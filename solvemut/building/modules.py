@@ -44,7 +44,7 @@ class GraphModel(torch.fx.GraphModule):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, super().__reduce__()[1]
+        return _restored, (*super().__reduce__()[1], type(self).__name__)
 
     def _deepcopy_init(self) -> Callable[..., None]:
         def init(copied: GraphModel, root: Any, graph: torch.fx.Graph) -> None:
@@ -53,10 +53,10 @@ class GraphModel(torch.fx.GraphModule):
         return init
 
 
-def _restored(body: dict[str, Any], imports: str) -> GraphModel:
+def _restored(body: dict[str, Any], imports: str, name: str) -> GraphModel:
     state = {k: body[k] for k in _STATE}
     plain: Any = reduce_graph_module(body, imports)
-    return GraphModel(plain, plain.graph, type(plain).__name__, state)
+    return GraphModel(plain, plain.graph, name, state)
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,14 @@ class Concat(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
+
+
+class Mode(nn.Module):
+    """Whether the model that it is in is in train mode (or, with training=False, in eval mode)."""
+
+    def __init__(self, asked: bool = True) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def forward(self) -> bool:
+        return self.training == self.asked
