@@ -154,6 +154,8 @@ class Builder:
     def apply(self, function: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> BuilderVertex:
         """Any function of tensors; among its arguments vertices stand for their outputs.
 
+        To be pickled with the model, the function must be importable: a lambda is not.
+
         >>> net = Builder()
         >>> x = net.input("x", 4)
         >>> net.build(net.apply(torch.clamp, x, min=0))(torch.tensor([[-1.0, 2.0]]))
@@ -254,7 +256,7 @@ class Builder:
     def _own(self, name: str | None, title: str) -> str:
         """The name that was given, or one after what the vertex does."""
         title = title.strip("_")
-        return self._unused(title if title.isidentifier() else "apply") if name is None else self._free(name)
+        return self._unused(title if title.isidentifier() else "function") if name is None else self._free(name)
 
     def _free(self, name: Any) -> str:
         """A name that can be given to a new vertex."""
