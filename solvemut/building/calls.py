@@ -94,7 +94,7 @@ def placeholders(graph: torch.fx.Graph, arguments: list[Argument]) -> dict[str, 
 
 def expect(value: Any, wanted: Any, name: str) -> None:
     """An argument is the plain value that the graph was made with."""
-    if type(value) is not type(wanted) or value != wanted:
+    if not isinstance(value, torch.fx.Proxy) and (type(value) is not type(wanted) or value != wanted):
         raise RequestError(
             f"{name}={shown(value)}: this graph was made with {name}={shown(wanted)} and holds for that alone; make "
             "another with this value among the args of editable"

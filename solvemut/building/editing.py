@@ -149,6 +149,12 @@ def _mode(found: Followed, training: bool) -> torch.fx.Node:
 def _assembled(model: nn.Module, found: Followed) -> GraphModel:
     """The graph with the model's own layers and tensors below it, in the model's order."""
     root = _skeleton(model, {})
+    own = {id(t) for t in (*model.parameters(), *model.buffers())}
+    if any(id(t) in own or t.requires_grad for t in found.constants.values()):
+        raise CaptureError(
+            f"{type(model).__name__} cannot be made editable: its forward reads a parameter or a buffer that is not in "
+            "the copy it is called on; does it hold on to the model in a closure?"
+        )
     for name, tensor in found.constants.items():
         root.register_buffer(name, tensor.detach().clone(), persistent=False)
     for name, mode in found.modes.items():
@@ -184,21 +190,28 @@ def _skeleton(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
 
 def _check_same(model: nn.Module, graph: GraphModel, arguments: list[Argument]) -> None:
     """Run both once in eval mode on the example, each on copies, with the same random numbers."""
-    named = {a.name: a.value for a in arguments}
-    results = []
-    for module, is_graph in ((_copied(model, False), False), (_copied(graph, False), True)):
-        values = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), named)
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(0)
-            args, kwargs = placed(arguments, values)
-            out = module(**values) if is_graph else module(*args, **kwargs)
-        results.append(pytree.tree_flatten(out))
-    (wanted, form), (got, other) = results
+    name = type(model).__name__
+    args, kwargs = placed(arguments, {a.name: a.value for a in arguments})
+    try:
+        wanted, form = _run(model, args, kwargs)
+    except Exception as e:
+        raise CaptureError(
+            f"{name} does not run on the example inputs ({type(e).__name__}: {first_line(e)}); give it inputs it takes"
+        ) from e
+    got, other = _run(graph, (), {a.name: a.value for a in arguments})
     if form != other or not all(_equal(a, b) for a, b in zip(wanted, got, strict=True)):
         raise CaptureError(
-            f"{type(model).__name__} cannot be made editable: its graph does not give what the model gives on the "
-            "example inputs; does the forward depend on more than its inputs and parameters?"
+            f"{name} cannot be made editable: its graph does not give what the model gives on the example inputs; does "
+            "the forward depend on more than its inputs and parameters?"
         )
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    module = _copied(model, False)
+    given = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        return pytree.tree_flatten(module(*given[0], **given[1]))
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -207,4 +220,4 @@ def _equal(a: Any, b: Any) -> bool:
     same = isinstance(b, torch.Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype)
     if not same or not a.is_floating_point():
         return same and torch.equal(a, b)
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-6 * float(a.abs().max()) if a.numel() else 0.0, equal_nan=True)
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-6 * a.abs().max().item() if a.numel() else 0.0, equal_nan=True)

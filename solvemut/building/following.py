@@ -19,13 +19,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from .calls import Argument, expect, placed, placeholders, present
+from .calls import Argument, placed, placeholders
 from .modules import Apply, Concat, Mode
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Functions whose answer depends on what is in a tensor: Python that goes on by it is not a graph.
 _ASKS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "item", "tolist", "numpy"}
 _ASKS |= {"__array__", "equal", "allclose", "is_nonzero"}
+_IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"}
+_IN_PLACE |= {"iand", "ior", "ixor", "ilshift", "irshift"}
 
 
 class Unfollowed(Exception):
@@ -74,21 +76,18 @@ def unchanged() -> Iterator[Callable[[], None]]:
 class LayerTracer(torch.fx.Tracer):
     """torch.fx's tracer of a model inside of a module, called as `arguments` say."""
 
-    def __init__(self, arguments: list[Argument] | None = None, check: Callable[[], None] | None = None) -> None:
-        super().__init__(autowrap_functions=(expect, present))
+    def __init__(self, arguments: list[Argument], check: Callable[[], None]) -> None:
+        super().__init__()
         self.arguments, self.check = arguments, check
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return "." in module_qualified_name and is_leaf(m)  # the model itself has no dot
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        if self.check is not None:
-            self.check()
+        self.check()
         return super().create_proxy(*args, **kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        if self.arguments is None:  # a graph of these is being read from a file
-            return super().create_args_for_root(root_fn, is_module, concrete_args)
         nodes = placeholders(self.graph, self.arguments)
         args, kwargs = placed(self.arguments, {k: self.proxy(n) for k, n in nodes.items()})
         return (lambda root: root.model(*args, **kwargs)), [self.root]
@@ -121,12 +120,24 @@ def by_proxies(model: nn.Module, arguments: list[Argument]) -> Followed:
             raise Unfollowed("it draws random numbers whose size does not come from its inputs")
     constants = {k: t for k, t in vars(around).items() if isinstance(t, torch.Tensor) and id(t) not in before}
     constants |= {k: t for k, t in around.named_buffers(recurse=False) if id(t) not in before}
+    if constants and (writing := next(filter(_writes, graph.nodes), None)) is not None:
+        raise Unfollowed(
+            f"it creates tensors whose size does not come from its inputs, and writes into some ({writing})"
+        )
     return Followed(_renamed(graph), constants)
+
+
+def _writes(n: torch.fx.Node) -> bool:
+    """Whether an operation works in place: on a tensor that the graph holds as a constant, it would be seen again."""
+    if n.op not in ("call_function", "call_method"):
+        return False
+    name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+    return name.strip("_") in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or "out" in n.kwargs
 
 
 def _renamed(graph: torch.fx.Graph) -> torch.fx.Graph:
     """The graph with paths that begin in the model."""
-    out = torch.fx.Graph(tracer_cls=LayerTracer)
+    out = torch.fx.Graph()
     nodes: dict[torch.fx.Node, torch.fx.Node] = {}
     for n in graph.nodes:
         target: Any = n.target
@@ -146,7 +157,7 @@ class Recording(TorchFunctionMode):
 
     def __init__(self, check: Callable[[], None], named: dict[int, str]) -> None:
         super().__init__()
-        self.followed = Followed(torch.fx.Graph(tracer_cls=LayerTracer))
+        self.followed = Followed(torch.fx.Graph())
         self.graph = self.followed.graph
         self.check, self.named = check, named
         self.nodes: dict[int, torch.fx.Node] = {}
@@ -223,10 +234,8 @@ class Recording(TorchFunctionMode):
 def by_a_run(model: nn.Module, arguments: list[Argument]) -> Followed:
     """The graph of one run on tensors without numbers. Sizes are those of the example."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
-    fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
-    inside = [(f"{path}.{k}".lstrip("."), t) for path, m in model.named_modules() for k, t in vars(m).items()]
-    named = {id(t): k for k, t in (*inside, *fake.items()) if isinstance(t, torch.Tensor)}
+    named = _made_fake(model, mode)
+    buffers = dict(model.named_buffers())
     with unchanged() as check:
         recording = Recording(check, named)
         for path, module in model.named_modules():
@@ -240,13 +249,30 @@ def by_a_run(model: nn.Module, arguments: list[Argument]) -> Followed:
         args, kwargs = placed(arguments, values)
         try:
             with mode, recording:
-                out = torch.func.functional_call(model, fake, args, kwargs)
+                out = model(*args, **kwargs)
             recording.graph.output(recording.said(out))
         except (CaptureError, Unfollowed):
             raise
         except Exception as e:
             raise Unfollowed(f"{type(e).__name__}: {first_line(e)}") from e
+    if assigned := [k for k, b in model.named_buffers() if buffers.get(k) is not b]:
+        raise CaptureError(f"the forward assigns to the buffer {assigned[0]}; write into it, as by copy_(), instead")
     return recording.followed
+
+
+def _made_fake(model: nn.Module, mode: FakeTensorMode) -> dict[int, str]:
+    """Put tensors without numbers into a copy of a model; the paths of all its tensors by their ids."""
+    fake: dict[int, torch.Tensor] = {}
+    named: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, t in list(held.items()):
+                if not isinstance(t, torch.Tensor):
+                    continue
+                if held is not vars(module):
+                    t = held[name] = fake.setdefault(id(t), mode.from_tensor(t.detach()))  # a tied tensor once
+                named.setdefault(id(t), f"{path}.{name}".lstrip("."))
+    return named
 
 
 def _copied(mode: FakeTensorMode) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.graph_module import reduce_graph_module
+from torch.fx.immutable_collections import immutable_list
+from torch.fx.node import map_aggregate
 
 from ..arguments import shown
 from ..errors import RequestError
@@ -44,7 +45,14 @@ class GraphModel(torch.fx.GraphModule):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (*super().__reduce__()[1], type(self).__name__)
+        """Node by node: torch.fx would run the forward on proxies again, and what it makes of numbers be a constant."""
+        place: dict[Any, Any] = {n: Place(k) for k, n in enumerate(self.graph.nodes)}
+
+        def said(x: Any) -> Any:
+            return map_aggregate(x, lambda a: place.get(a, a) if isinstance(a, torch.fx.Node) else a)
+
+        nodes = [(n.op, n.name, n.target, _plain(said(n.args)), _plain(said(n.kwargs))) for n in self.graph.nodes]
+        return _restored, (type(self).__name__, {k: vars(self)[k] for k in _STATE}, nodes)
 
     def _deepcopy_init(self) -> Callable[..., None]:
         def init(copied: GraphModel, root: Any, graph: torch.fx.Graph) -> None:
@@ -53,10 +61,32 @@ class GraphModel(torch.fx.GraphModule):
         return init
 
 
-def _restored(body: dict[str, Any], imports: str, name: str) -> GraphModel:
-    state = {k: body[k] for k in _STATE}
-    plain: Any = reduce_graph_module(body, imports)
-    return GraphModel(plain, plain.graph, name, state)
+@dataclass(frozen=True)
+class Place:
+    """A node in a pickle: the number of its place."""
+
+    number: int
+
+
+def _plain(x: Any) -> Any:
+    """Lists and dicts of torch.fx as Python's own."""
+    if isinstance(x, dict):
+        return {k: _plain(v) for k, v in x.items()}
+    if type(x) in (tuple, immutable_list, list):
+        return (tuple if type(x) is tuple else list)(_plain(v) for v in x)
+    return x
+
+
+def _restored(name: str, state: dict[str, Any], nodes: list[tuple[Any, ...]]) -> GraphModel:
+    graph, made = torch.fx.Graph(), list[torch.fx.Node]()
+    for op, own, target, args, kwargs in nodes:
+        args, kwargs = (
+            map_aggregate(x, lambda a: made[a.number] if isinstance(a, Place) else a) for x in (args, kwargs)
+        )
+        made.append(graph.create_node(op, target, args, kwargs, own))  # type: ignore[arg-type]
+    root = nn.Module()
+    vars(root).update(state)
+    return GraphModel(root, graph, name, state)
 
 
 @dataclass(frozen=True)
