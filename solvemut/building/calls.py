@@ -17,15 +17,16 @@ from ..errors import CaptureError, RequestError
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Argument:
-    """One input of a graph. `default`, where there is one, is the plain value that the forward was followed with."""
+    """One input of a graph; what may be left out has its plain value as a default."""
 
     name: str
     keyword: str | None  # by which the forward takes it; None: by position
     value: Any = None  # an example
     fixed: bool = False  # a plain value: the graph is only good for this one
     optional: bool = False  # the forward does without
+    given: bool = True  # False: a default of the forward, which it takes itself
 
 
 def arguments_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> list[Argument]:
@@ -44,42 +45,45 @@ def arguments_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) 
         except TypeError as e:
             raise RequestError(f"editable: {name} cannot be called with these args and kwargs: {e}") from None
     found: list[Argument] = []
+    in_line = True  # every argument so far is given by position
     for p in signature.parameters.values():
+        keyword = p.name if p.kind is p.KEYWORD_ONLY or not in_line else None
         if p.kind is p.VAR_POSITIONAL:
-            found += [_argument(f"{p.name}_{k}", None, x, p) for k, x in enumerate(given.get(p.name, ()))]
+            found += [_argument(f"{p.name}_{k}", None, x, False) for k, x in enumerate(given.get(p.name, ()))]
         elif p.kind is p.VAR_KEYWORD:
-            found += [_argument(k, k, x, p) for k, x in given.get(p.name, {}).items()]
+            found += [_argument(k, k, x, False) for k, x in given.get(p.name, {}).items()]
         elif p.name in given:
-            found.append(_argument(p.name, p.name if p.kind is p.KEYWORD_ONLY else None, given[p.name], p))
+            found.append(_argument(p.name, keyword, given[p.name], p.default is not p.empty))
         elif p.default is p.empty:
-            found.append(Argument(p.name, p.name if p.kind is p.KEYWORD_ONLY else None))
-        elif isinstance(p.default, _PLAIN):
-            found.append(Argument(p.name, p.name, p.default, fixed=True, optional=True))
+            found.append(Argument(p.name, keyword))
+        else:  # the forward takes its default itself
+            in_line = False
+            if isinstance(p.default, _PLAIN):
+                found.append(Argument(p.name, keyword, p.default, fixed=True, given=False))
     return found
 
 
-def _argument(name: str, keyword: str | None, value: Any, p: inspect.Parameter) -> Argument:
+def _argument(name: str, keyword: str | None, value: Any, optional: bool) -> Argument:
     leaves = pytree.tree_leaves(value)
-    optional = p.default is not p.empty
     if any(isinstance(x, torch.Tensor) for x in leaves):
-        return Argument(name, p.name if optional and keyword is None else keyword, value, optional=optional)
+        return Argument(name, keyword, value, optional=optional)
     if not all(isinstance(x, _PLAIN) for x in leaves):
         raise RequestError(
             f"editable: {name}={shown(value)} is neither tensors nor plain; hold it in a module around the model"
         )
-    return Argument(name, p.name if optional and keyword is None else keyword, value, True, optional)
+    return Argument(name, keyword, value, fixed=True)
 
 
 def placed(arguments: list[Argument], values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Values as the forward takes them; plain ones are those of the call."""
-    found = {a.name: a.value if a.fixed else values[a.name] for a in arguments}
-    args = tuple(found[a.name] for a in arguments if a.keyword is None)
-    return args, {a.keyword: found[a.name] for a in arguments if a.keyword is not None}
+    found = {a: a.value if a.fixed else values[a.name] for a in arguments if a.given}
+    args = tuple(x for a, x in found.items() if a.keyword is None)
+    return args, {a.keyword: x for a, x in found.items() if a.keyword is not None}
 
 
 def placeholders(graph: torch.fx.Graph, arguments: list[Argument]) -> dict[str, torch.fx.Node]:
     """The inputs of a graph, and checks that each is what the graph is good for."""
-    last = max((k for k, a in enumerate(arguments) if not a.optional), default=-1)
+    last = max((k for k, a in enumerate(arguments) if not a.fixed and not a.optional), default=-1)
     nodes = {}
     for k, a in enumerate(arguments):
         default = (a.value if a.fixed else None,) if k > last else ()

@@ -17,7 +17,9 @@ from ..errors import CaptureError, RequestError
 from ..tracing import unwrapped
 from .calls import Argument, arguments_of, placed
 from .following import Followed, Unfollowed, by_a_run, by_proxies, first_line, is_leaf
-from .modules import GraphModel, Mode
+from .modules import ByMode, GraphModel
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def editable(model: nn.Module, args: Any = None, kwargs: Mapping[str, Any] | None = None) -> GraphModel:
@@ -100,30 +102,22 @@ def _copied(model: nn.Module, training: bool) -> nn.Module:
 def _difference(trained: Followed, found: Followed) -> str:
     """What train mode does where eval mode does something else; empty if both are one graph.
 
-    Flags that are on in one mode only, such as training=self.training, become questions in the graph that was found.
+    Plain values that differ, such as training=self.training, become nodes that go with the mode.
     """
     for x, y in zip_longest(list(trained.graph.nodes), list(found.graph.nodes)):
         if x is None or y is None or (x.op, str(x.target), x.name) != (y.op, str(y.target), y.name):
             return f"does {_told(x)}, in eval mode {_told(y)}."
         (xs, form), (ys, other) = (pytree.tree_flatten((n.args, n.kwargs)) for n in (x, y))
-        flags = {k for k, (a, b) in enumerate(zip(xs, ys, strict=False)) if isinstance(a, bool) and b is (not a)}
-        same = all(
-            type(a) is type(b) and str(a) == str(b)
-            for k, (a, b) in enumerate(zip(xs, ys, strict=False))
-            if k not in flags
-        )
-        if form != other or not same:
+        unlike = [k for k, (a, b) in enumerate(zip(xs, ys, strict=False)) if (type(a), str(a)) != (type(b), str(b))]
+        if form != other or not all(isinstance(a[k], _PLAIN) for k in unlike for a in (xs, ys)):
             return f"does {_told(x)}, in eval mode {_told(y)}."
-        if flags:
-            asked = {k: _mode(found, xs[k]) for k in flags}
-            y.args, y.kwargs = pytree.tree_unflatten([asked.get(k, a) for k, a in enumerate(ys)], form)
-    constants = zip_longest(trained.constants.items(), found.constants.items())
-    differing = [b for a, b in constants if a is None or b is None or a[0] != b[0] or not _equal(a[1], b[1])]
-    return (
-        f"has other constants than in eval mode ({', '.join(n for n, _ in filter(None, differing))})."
-        if differing
-        else ""
-    )
+        if unlike:
+            by_mode = {k: _by_mode(found, xs[k], ys[k]) for k in unlike}
+            y.args, y.kwargs = pytree.tree_unflatten([by_mode.get(k, a) for k, a in enumerate(ys)], form)
+    constants = zip_longest(trained.constants.values(), found.constants.values())
+    if not all(_equal(a, b) for a, b in constants):
+        return f"writes down other constants than in eval mode ({', '.join({**trained.constants, **found.constants})})."
+    return ""
 
 
 def _told(node: torch.fx.Node | None) -> str:
@@ -132,13 +126,10 @@ def _told(node: torch.fx.Node | None) -> str:
     return f"{node.op} {getattr(node.target, '__name__', node.target)}{node.args} {dict(node.kwargs) or ''}".strip()
 
 
-def _mode(found: Followed, training: bool) -> torch.fx.Node:
-    """The node that tells whether the graph is in train mode, or in eval mode."""
-    name = "in_training" if training else "in_eval"
-    known = [n for n in found.graph.nodes if n.op == "call_module" and n.target == name]
-    if known:
-        return known[0]
-    found.modes[name] = Mode(training)
+def _by_mode(found: Followed, in_training: Any, in_eval: Any) -> torch.fx.Node:
+    """The node of a value that is one in train mode and another in eval mode."""
+    name = f"by_mode_{len(found.modes)}"
+    found.modes[name] = ByMode(in_training, in_eval)
     with found.graph.inserting_before(next(n for n in found.graph.nodes if n.op != "placeholder")):
         return found.graph.call_module(name)
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .calls import Argument, placed, placeholders
-from .modules import Apply, Concat, Mode
+from .modules import Apply, ByMode, Concat
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Functions whose answer depends on what is in a tensor: Python that goes on by it is not a graph.
@@ -36,17 +36,17 @@ class Unfollowed(Exception):
 
 @dataclass
 class Followed:
-    """A graph, the tensors that the forward wrote down as constants, and the questions that it asks of the mode."""
+    """A graph, the tensors that the forward wrote down as constants, and the values that go with the mode."""
 
     graph: torch.fx.Graph
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    modes: dict[str, Mode] = field(default_factory=dict)
+    modes: dict[str, ByMode] = field(default_factory=dict)
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module stays one node: torch's own layers, and operations of a builder."""
     home = type(module).__module__
-    return isinstance(module, (Apply, Concat, Mode)) or (
+    return isinstance(module, (Apply, Concat, ByMode)) or (
         home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _CONTAINERS)
     )
 

@@ -141,12 +141,15 @@ class Concat(nn.Module):
         return f"dim={self.dim}"
 
 
-class Mode(nn.Module):
-    """Whether the model that it is in is in train mode (or, with training=False, in eval mode)."""
+class ByMode(nn.Module):
+    """A plain value that is another in train mode than in eval mode."""
 
-    def __init__(self, asked: bool = True) -> None:
+    def __init__(self, in_training: Any, in_eval: Any) -> None:
         super().__init__()
-        self.asked = asked
+        self.in_training, self.in_eval = in_training, in_eval
 
-    def forward(self) -> bool:
-        return self.training == self.asked
+    def forward(self) -> Any:
+        return self.in_training if self.training else self.in_eval
+
+    def extra_repr(self) -> str:
+        return f"{shown(self.in_training)} in train mode, {shown(self.in_eval)} in eval mode"

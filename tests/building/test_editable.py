@@ -78,7 +78,7 @@ def test_torchs_own_layers_are_nodes(name):
         if path and is_leaf(module) and not any(path.startswith(outer + ".") for outer in run):
             module.register_forward_hook(lambda *_, path=path: run.append(path))
     model(*n.args(), **n.kw())
-    layers = {id(model.get_submodule(path)) for path in called if path not in ("in_training", "in_eval")}
+    layers = {id(model.get_submodule(path)) for path in called if not path.startswith("by_mode")}
     outermost = [p for p in run if not any(p.startswith(outer + ".") for outer in called)]
     assert {id(model.get_submodule(p)) for p in outermost} == layers
 
@@ -128,6 +128,7 @@ class FunctionalDropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.dropout(self.fc(x), 0.5, self.training)
+        x = F.scaled_dot_product_attention(x, x, x, dropout_p=0.3 if self.training else 0.0)
         return F.batch_norm(x, self.mean, self.var, training=self.training) + F.dropout(
             x, 0.1, training=not self.training
         )
@@ -302,6 +303,7 @@ def test_arguments_with_defaults():
         graph(x, False, mask)
     with pytest.raises(RequestError, match="mask"):
         graph(x, True)
+    assert torch.equal(sm.editable(model, (x, True))(x), model(x, True))  # what is plain may be left out
     shifted = sm.editable(model, x, {"shift": torch.ones(3)})
     assert torch.equal(shifted(x, shift=torch.rand(3) * 0 + 2), model(x, shift=2))
 
@@ -318,6 +320,21 @@ def test_nested_and_variadic_arguments():
     pair, c, d = [torch.rand(2, 2), torch.rand(2, 2)], torch.rand(2, 2), torch.rand(2, 2)
     graph = sm.editable(Many(), (pair, c), {"d": d})
     assert torch.equal(graph(pair, c, d=d), Many()(pair, c, d=d))
+
+
+def odd(x, scale, flag, *rest, **named):
+    return x * scale + sum(rest) + (1 if flag else 0) + named.get("bias", 0)
+
+
+@pytest.mark.parametrize("more", [(), (torch.full((3,), 2.0), True, torch.ones(3))])
+def test_defaults_that_are_not_plain(more):
+    class Odd(nn.Module):
+        def forward(self, x, scale=torch.full((3,), 3.0), flag=False, *rest, **named):  # noqa: B008
+            return odd(x, scale, flag, *rest, **named)
+
+    model, x = Odd(), torch.rand(3)
+    graph = sm.editable(model, (x, *more), {"bias": 4.0})
+    assert torch.equal(graph(x, *more, bias=4.0), model(x, *more, bias=4.0))
 
 
 def test_one_tensor_given_twice_is_two_inputs():
