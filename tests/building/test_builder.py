@@ -223,6 +223,23 @@ def test_pruned_it_equals_the_masked_original():
     assert_same(outputs(pickle.loads(pickle.dumps(model)), args), outputs(model, args))
 
 
+def test_attributes_of_layers_follow_in_a_graph():
+    """Groups of a depthwise convolution and the shape of a norm are attributes that a plan must be able to set."""
+    net = sm.Builder()
+    wide = net.layer(nn.Conv2d(3, 12, 1), net.input("x", 3), name="wide")
+    depth = net.layer(nn.GroupNorm(1, 12), net.layer(nn.Conv2d(12, 12, 3, groups=12), wide, name="depth"), name="norm")
+    fc = net.layer(nn.Linear(12, 8), net.apply(torch.mean, depth, (2, 3)), name="fc")
+    model = net.build(net.layer(nn.Linear(8, 2), net.layer(nn.LayerNorm(8), fc, name="ln"), name="head"))
+    model, x = randomise(model.double().eval()), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    before = copy.deepcopy(model)
+    problem = sm.Problem(sm.capture(model, x))
+    problem.add(problem.graph["depth"].out == 7, problem.graph["fc"].out == 5)
+    plan = problem.solve()
+    plan.apply(model)
+    assert (model.depth.groups, model.norm.num_channels, model.ln.normalized_shape) == (7, 7, (5,))
+    assert_same(outputs(model, (x,)), outputs(masked(before, plan), (x,)))
+
+
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 

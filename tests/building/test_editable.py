@@ -83,7 +83,11 @@ def test_torchs_own_layers_are_nodes(name):
     assert {id(model.get_submodule(p)) for p in outermost} == layers
 
 
-PRUNED_ALIKE = ["Mlp", "Chain1d", "Chain2d", "SqueezeExcite", "Broadcasting", "NotZeroAtZero", "Product", "Up2d"]
+PRUNED_ALIKE = [
+    "Mlp", "Chain1d", "Chain2d", "Chain3d", "Up2d", "UpDepthwise", "Depthwise", "DepthwiseTwice",
+    "GroupNorm", "LayerNorm", "Embedding", "InvertedResidual", "SqueezeExcite", "Broadcasting", "NotZeroAtZero", "Product",
+    "ScaleBySize", "MeanBySize", "ViewBySize", "ChannelShuffle", "Mixer", "ConvNeXt", "Windows", "GqaExpand",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRUNED_ALIKE)
@@ -91,11 +95,28 @@ def test_pruned_as_the_original_is(name):
     n = NETS[name]
     model = randomise(n.model())
     other = copy.deepcopy(model)
-    graph = sm.editable(model)
-    plan = sm.prune(graph, n.args(), n.kw(), params=0.6)
-    wanted = sm.prune(other, n.args(), n.kw(), params=0.6)
+    graph = graph_of(n, model)
+    plan = sm.prune(graph, n.args(), n.kw(), **n.budget[0])
+    wanted = sm.prune(other, n.args(), n.kw(), **n.budget[0])
     assert plan.indices == wanted.indices and plan.sizes == wanted.sizes and plan.objective == wanted.objective
     assert_same(outputs(graph, n.args(), n.kw()), outputs(other, n.args(), n.kw()))
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out, self.heads = nn.Linear(4, 12), nn.Linear(12, 2), 3
+
+    def forward(self, x):
+        return self.out(self.fc(x).view(2, self.heads, -1).flatten(1))
+
+
+def test_attributes_are_numbers_in_a_graph_so_what_they_count_stays():
+    x = torch.ones(2, 4)
+    graph = sm.editable(Heads())
+    assert sm.capture(Heads(), x).groups[0].units == 12
+    plan = sm.prune(graph, x, params=0.8)
+    assert plan.sizes["fc"][1] % 3 == 0 and plan.sizes["fc"][1] < 12 and graph(x).shape == (2, 2)
 
 
 def test_copies_and_pickles():
