@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, program, values
     from .apply import Plan
+    from .building import Builder, editable, identity_init
     from .graph import Graph, Vertex
     from .mutator import Mutator, capture, prune
     from .problem import Problem
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Builder": "building",
     "Graph": "graph",
     "Vertex": "graph",
     "Mutator": "mutator",
     "Plan": "apply",
     "Problem": "problem",
     "capture": "mutator",
+    "editable": "building",
+    "identity_init": "building",
     "prune": "mutator",
     "between": "requests",
     "exactly": "requests",
@@ -33,6 +37,7 @@ _HOMES = {
 }
 _MODULES = ("errors", "program", "values")
 __all__ = [
+    "Builder",
     "Graph",
     "Mutator",
     "Plan",
@@ -40,8 +45,10 @@ __all__ = [
     "Vertex",
     "between",
     "capture",
+    "editable",
     "errors",
     "exactly",
+    "identity_init",
     "program",
     "prune",
     "ratio",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Container
+import re
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
-from typing import Any
+from operator import index
+from typing import Any, overload
 
 import numpy as np
 
@@ -18,10 +20,10 @@ from ..errors import RequestError
 from ..flow import FIXED, Extent, Labels
 from ..report import one_line
 from ..requests import Affine, Cost
-from ..rules import OPS
 from ..trace import Node, Trace
-from . import text
+from . import queries, text
 from .features import Features, Makers, feature_dim
+from .queries import is_shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,8 @@ class Vertex:
     """A layer, an operation, or an input of the model.
 
     `nin` lists the size of each input slot, `nout` is the size of the output; `ins` and `out` are the same as size
-    expressions to put requests on. `units` are the unit classes of the output along its `dim`.
+    expressions to put requests on. `units` are the unit classes of the output along its `dim`. `layer` is the module
+    that it is a call of, None for operations and inputs.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Vertex:
     dim: int | None
     makes_units: bool
     nodes: tuple[str, ...] = ()
+    layer: Any = field(default=None, repr=False)
 
     @property
     def nin(self) -> list[int]:
@@ -58,14 +62,18 @@ class Vertex:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The captured model: `graph["layer1.0.conv1"]`, `graph.params`, `graph.flops`, `graph.groups`, `print(graph)`."""
+    """The captured model: `graph["layer1.0.conv1"]`, `graph.params`, `graph.flops`, `graph.groups`, `print(graph)`.
+
+    It is a sequence of its vertices, too: `len(graph)`, `graph[0]`, `graph[-1]`, `graph[1:3]`, `for v in graph`. Who
+    feeds whom is told by `inputs`, `outputs`, `ancestors` and `descendants`; `find` and `draw` are for looking around.
+    """
 
     trace: Trace
     coupling: Coupling
     example: str = ""  # the example inputs as JSON: shapes, dtypes, structure
     model: Any = field(default=None, repr=False)  # the module that was captured; values are evaluated on it
     examples: tuple[Any, ...] = field(default=(), repr=False)  # the calls it was captured by, as `example` has them
-    _cache: dict[str, Vertex] = field(default_factory=dict, repr=False)
+    _cache: dict[str, Vertex] = field(default_factory=dict, init=False, repr=False)  # of one model: not for a copy
 
     @cached_property
     def _makers(self) -> Makers:
@@ -120,7 +128,7 @@ class Graph:
                 name = _unused(node.module, calls)
                 last = node.module
             calls.setdefault(name, []).append(node)
-        return {k: nodes for k, nodes in calls.items() if any(_is_shown(n) for n in nodes)}
+        return {k: nodes for k, nodes in calls.items() if any(is_shown(n) for n in nodes)}
 
     def _weight_of(self, node: Node) -> str | None:
         """The path of the one weight that an operation without a module makes its units of: users know it by that."""
@@ -128,10 +136,33 @@ class Graph:
         weights = [p for p in weights if len(p.shape) > 1]
         return weights[0].name if len(weights) == 1 else None
 
-    def __getitem__(self, name: str) -> Vertex:
-        """A vertex by module path at any depth, operation name or input name; RequestError suggests near names."""
-        if not isinstance(name, str):
-            raise RequestError(f"graph[{shown(name)}]: give the name of a vertex, such as 'layer1.0.conv1'")
+    @overload
+    def __getitem__(self, name: str | int) -> Vertex: ...
+
+    @overload
+    def __getitem__(self, name: slice) -> tuple[Vertex, ...]: ...
+
+    def __getitem__(self, name: Any) -> Any:
+        """A vertex by module path at any depth, operation name, input name or position; several by a slice.
+
+        RequestError suggests near names.
+        """
+        return self._named(name) if isinstance(name, str) else self._at(name)
+
+    def _at(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return self.vertices[place]
+        try:
+            k = index(place)
+        except TypeError:
+            raise RequestError(
+                f"graph[{shown(place)}]: give the name of a vertex, such as 'layer1.0.conv1', or its position"
+            ) from None
+        if not -len(self) <= k < len(self):
+            raise IndexError(f"graph[{k}]: this graph has {len(self)} vertices")
+        return self.vertices[k]
+
+    def _named(self, name: str) -> Vertex:
         found = {v.name: v for v in self.vertices}.get(name) or self._cache.get(name)
         if found is None:
             inside = [n for n in self.trace.nodes if n.module == name or n.module.startswith(name + ".")]
@@ -145,9 +176,18 @@ class Graph:
             found = self._cache[name] = self._vertex(name, inside)
         return found
 
-    def __contains__(self, name: str) -> bool:
+    def __len__(self) -> int:
+        return len(self.vertices)
+
+    def __iter__(self) -> Iterator[Vertex]:
+        return iter(self.vertices)
+
+    def __contains__(self, name: Any) -> bool:
+        """Whether there is a vertex of this name, or whether a vertex is one of this graph."""
+        if not isinstance(name, str):
+            return any(v is name for v in self.vertices)
         try:
-            self[name]
+            self._named(name)
         except RequestError:
             return False
         return True
@@ -157,6 +197,51 @@ class Graph:
         exact = [v for v in self.vertices if v.name == pattern or v.name.startswith(pattern + ".")]
         found = exact or [v for v in self.vertices if fnmatch.fnmatchcase(v.name, pattern)]
         return found or [self[pattern]]
+
+    # -- who feeds whom ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _nodes(self) -> dict[str, Node]:
+        return {n.name: n for n in self.trace.nodes}
+
+    @cached_property
+    def _edges(self) -> list[tuple[Vertex, Vertex]]:
+        return queries.edges(self)
+
+    @cached_property
+    def _made_by(self) -> dict[str, Vertex]:
+        return queries.made_by(self)
+
+    def inputs(self, v: Vertex | str) -> list[Vertex]:
+        """The vertices that feed one, one per input slot: what it reads twice is there twice.
+
+        >>> import torch, solvemut as sm
+        >>> from torch import nn
+        >>> net = sm.capture(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3))
+        >>> net.inputs("1"), net.outputs("1"), [v.name for v in net.ancestors("2")]
+        ([<Vertex 0 (linear): [3] -> 4>], [<Vertex 2 (linear): [4] -> 2>], ['input', '0', '1'])
+        """
+        return queries.inputs(self, v)
+
+    def outputs(self, v: Vertex | str) -> list[Vertex]:
+        """The vertices that read one, in the order of the graph; one that reads it twice is there twice."""
+        return queries.outputs(self, v)
+
+    def ancestors(self, v: Vertex | str) -> list[Vertex]:
+        """All vertices whose output reaches one, in the order of the graph, without itself."""
+        return queries.reached(self, v, forwards=False)
+
+    def descendants(self, v: Vertex | str) -> list[Vertex]:
+        """All vertices that the output of one reaches, in the order of the graph, without itself."""
+        return queries.reached(self, v, forwards=True)
+
+    def find(self, wanted: str | re.Pattern[str] | Callable[[Vertex], Any]) -> list[Vertex]:
+        """Vertices by exact name, by glob, by a compiled regular expression (searched for) or by a predicate."""
+        return queries.find(self, wanted)
+
+    def draw(self) -> str:
+        """The graph in the language of Graphviz: boxes are vertices, dashed where their size cannot change."""
+        return queries.draw(self)
 
     def _input(self, name: str) -> Vertex:
         shape = self.trace.inputs[name]
@@ -180,8 +265,18 @@ class Graph:
         produced = self._makers.units(r for n in nodes for r in n.refs())
         free = units[units != FIXED]
         makes = any(np.isin(free, u).any() for u in produced)
-        op = last.op if len(nodes) == 1 else "+".join(dict.fromkeys(n.op for n in nodes if _is_shown(n)))
-        return Vertex(name, op, ins, out, units, dim, makes, tuple(n.name for n in nodes))
+        op = last.op if len(nodes) == 1 else "+".join(dict.fromkeys(n.op for n in nodes if is_shown(n)))
+        return Vertex(name, op, ins, out, units, dim, makes, tuple(n.name for n in nodes), self._layer(name, nodes))
+
+    def _layer(self, name: str, nodes: list[Node]) -> Any:
+        """The module that is called by the name of a vertex, or that holds all of its nodes; None if there is none."""
+        path = name if name in self._modules else name.partition("#")[0]
+        inside = all(n.module == path or n.module.startswith(path + ".") for n in nodes)
+        return self._modules.get(path) if path and inside else None
+
+    @cached_property
+    def _modules(self) -> dict[str, Any]:
+        return dict(self.model.named_modules(remove_duplicate=False)) if self.model is not None else {}
 
     def _affine(self, value: str, name: str, dim: int | None) -> Affine:
         """The size of an input slot, in the dim that its operation works on."""
@@ -257,7 +352,3 @@ class Graph:
 def _unused(name: str, taken: Container[str]) -> str:
     """The name, or the name with the number of its call."""
     return next(n for k in count(1) if (n := name if k == 1 else f"{name}#{k}") not in taken)
-
-
-def _is_shown(node: Node) -> bool:
-    return node.op not in OPS or OPS[node.op].shown

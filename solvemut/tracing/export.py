@@ -102,6 +102,19 @@ def trace_example(model: nn.Module, example: Example, tracked: bool = True) -> T
     return Reader(model, exported, recorder).trace()
 
 
+def _run_by_its_code(model: nn.Module, method: str) -> nn.Module:
+    """The model; of a torch.fx graph a module with the same attributes that is no GraphModule.
+
+    torch.export would interpret the nodes of a graph without calling its forward, and nothing would be recorded.
+    """
+    if not isinstance(model, torch.fx.GraphModule) or method != "forward":
+        return model
+    kind = type(type(model).__name__, (nn.Module,), {"forward": type(model).forward})
+    other: nn.Module = object.__new__(kind)
+    object.__setattr__(other, "__dict__", vars(model))
+    return other
+
+
 def _first_line(e: Exception) -> str:
     return str(e).strip().split("\n")[0][:300]
 
@@ -127,7 +140,7 @@ def quiet_run(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 def _export(model: nn.Module, example: Example, tracked: bool) -> tuple[Any, Recorder]:
-    recorder = Recorder(tracked)
+    recorder, model = Recorder(tracked), _run_by_its_code(model, example.method)
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_run(model, example.training))
         stack.enter_context(python_functions_open())

@@ -33,12 +33,13 @@ LAYERS: dict[str, set[str]] = {
     "plan": {"edits", "graph"},
     "tracing": {"rules"},
     "values": {"graph", "interrupts"},
+    "building": {"arguments", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
     "resizing": {"problem"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"tracing", "values", "apply", "problem", "resizing", *FACADES}
+TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 

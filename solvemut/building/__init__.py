@@ -1,0 +1,8 @@
+"""Building: models written as graphs, models turned into graphs that can be edited, layers that pass on their input."""
+
+from .builder import Builder, BuilderVertex
+from .editing import editable
+from .identity import identity_init
+from .modules import Apply, Concat, GraphModel
+
+__all__ = ["Apply", "Builder", "BuilderVertex", "Concat", "GraphModel", "editable", "identity_init"]
