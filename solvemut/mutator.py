@@ -6,12 +6,13 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from torch import nn
 
 from .apply import Optimizers, Plan, check_how, optimizers_of
-from .arguments import flag, names, one_of, shown
+from .arguments import flag, items, names, one_of, shown, whole
 from .coupling import couple
 from .errors import CaptureError, InfeasibleError, PlanMismatchError, RequestError, TimeLimitError, UnsupportedOpError
 from .graph import Graph
@@ -20,6 +21,7 @@ from .problem import Problem, check_fresh
 from .report import one_line, short
 from .requests import asked, budget_of
 from .resizing import Resizing
+from .surgery import Operation, connect, disconnect, insert, perform, remove
 from .tracing import MODES, check_methods, check_modes, examples_of, to_text, trace_examples, unwrapped
 from .values import Values
 
@@ -79,6 +81,35 @@ def capture(
 
 def _accepted(on_time_limit: str | Callable[[Plan], bool], plan: Plan) -> bool:
     return bool(on_time_limit(plan)) if callable(on_time_limit) else on_time_limit == "accept"
+
+
+def _named(module: Any, name: Any, graph: Graph) -> list[tuple[str, nn.Module]]:
+    """Modules with the names that they get; their class and a number, where none is given."""
+    modules = [module] if isinstance(module, nn.Module) else items(module)
+    if not modules or not all(isinstance(m, nn.Module) for m in modules):
+        raise RequestError(f"insert takes a torch.nn.Module or a list of them, not {shown(module)}")
+    given = [name] if isinstance(name, str) else [None] * len(modules) if name is None else items(name)
+    if given is None or len(given) != len(modules):
+        raise RequestError(f"insert: {len(modules)} modules and the names {shown(name)}; give one name for each")
+    taken = set() if graph.model is None else {k for k, _ in graph.model.named_modules()}
+    found: list[tuple[str, nn.Module]] = []
+    for m, own in zip(modules, given, strict=True):
+        title = type(m).__name__.lower()
+        own = next(n for k in count(1) if (n := f"{title}_{k}") not in taken) if own is None else own
+        taken.add(own)
+        found.append((own, m))
+    return found
+
+
+_OPTIONS: dict[str, Any] = {
+    "values": None,
+    "grow": None,
+    "dry_run": False,
+    "time_limit": 60.0,
+    "gap": 0.0,
+    "seed": 0,
+    "progress": None,
+}
 
 
 class Mutator:
@@ -228,6 +259,87 @@ class Mutator:
                 f"the time limit of {time_limit} s was reached with a gap of {plan.gap:.1e}; nothing was changed"
             )
         return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify)
+
+    def insert(
+        self,
+        after: Any = None,
+        module: nn.Module | Sequence[nn.Module] | None = None,
+        name: str | Sequence[str] | None = None,
+        consumers: Any = None,
+        before: Any = None,
+        **options: Any,
+    ) -> Plan:
+        """Put a module, or a chain of them, after a vertex (for all that read it, or for `consumers`), or before one.
+
+        Where a module expects another size than it gets, or puts out another than is read, the program settles which
+        of them change. Modules that pass on what they get (`identity_init`) leave the outputs as they were. Options are
+        those of `remove`.
+
+        >>> import torch, solvemut as sm
+        >>> net = sm.Builder()
+        >>> x = net.input("x", 3)
+        >>> model = net.build(net.layer(nn.Linear(4, 2), net.layer(nn.Linear(3, 4), x, name="a"), name="b"))
+        >>> mut = Mutator(model, torch.ones(1, 3))
+        >>> y = model(torch.ones(1, 3))
+        >>> plan = mut.insert(after="a", module=sm.identity_init(nn.Linear(4, 4)), name="new")
+        >>> [v.name for v in mut.graph], torch.allclose(model(torch.ones(1, 3)), y, atol=1e-6)
+        (['x', 'a', 'new', 'b'], True)
+        """
+        if (after is None) == (before is None):
+            raise RequestError("insert: give either after= or before=, the vertex beside which the module comes")
+        return self._operate(insert(after, before, _named(module, name, self.graph), consumers), options)
+
+    def remove(self, vertex: Any, reconnect: Any = "all", **options: Any) -> Plan:
+        """Take a vertex out; what it read goes on to all that read it, to those named in `reconnect`, or to none.
+
+        Sizes that must then agree are settled by the program at the least loss of value. Options: `values`, `grow`,
+        `dry_run`, `time_limit`, `gap`, `seed`, `progress`, as `resize` takes them. All or nothing, as ever.
+
+        >>> import torch, solvemut as sm
+        >>> net = sm.Builder()
+        >>> v = net.layer(nn.Linear(5, 4), net.layer(nn.Linear(3, 5), net.input("x", 3), name="a"), name="b")
+        >>> mut = Mutator(net.build(net.layer(nn.Linear(4, 2), v, name="c")), torch.ones(1, 3))
+        >>> _ = mut.remove("b")
+        >>> [v.name for v in mut.graph], mut.graph["a"].nout
+        (['x', 'a', 'c'], 5)
+        """
+        return self._operate(remove(vertex, reconnect), options)
+
+    def connect(
+        self, source: Any, target: Any, position: int | None = None, merge: str = "concat", **options: Any
+    ) -> Plan:
+        """A new input for an add or a concat; before any other layer an add or a concat (`merge`) is put for it.
+
+        In a concat it comes at `position`, and what reads the concat reads the new columns with zeros: outputs stay.
+        Terms of an add get one size. Options are those of `remove`.
+        """
+        one_of(merge, "merge", ("concat", "add"))
+        return self._operate(connect(source, target, position, merge), options)
+
+    def disconnect(self, source: Any, target: Any, nr: int = 0, **options: Any) -> Plan:
+        """Take an input from an add or a concat: the nr-th, if it reads the same vertex several times.
+
+        What reads a concat keeps the columns of the inputs that stay. Options are those of `remove`.
+        """
+        return self._operate(disconnect(source, target, whole(nr, f"nr={shown(nr)}", least=0)), options)
+
+    def _operate(self, operation: Operation, options: dict[str, Any]) -> Plan:
+        given = {**_OPTIONS, **options}
+        if other := sorted(options.keys() - _OPTIONS):
+            raise TypeError(f"{other[0]!r} is no option of this operation; there are {', '.join(_OPTIONS)}")
+        if self.followers:
+            raise RequestError(f"{operation.title}: the models that follow this one would not change with it")
+        check_fresh(self.graph)
+        dry_run = flag(given["dry_run"], "dry_run")
+        how = (given["time_limit"], given["gap"], given["seed"], given["progress"])
+        optimizers = optimizers_of(self.optimizer)
+        with deferred():
+            plan, graph = perform(
+                operation, self.model, self.graph, optimizers, dry_run, given["values"], given["grow"], how
+            )
+            if not dry_run:
+                self.graph, self.history = graph, (*self.history, plan)
+        return plan
 
     @staticmethod
     def _resized(problem: Resizing, on_infeasible: str, how: tuple[Any, ...]) -> Plan:

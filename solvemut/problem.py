@@ -49,6 +49,7 @@ class Problem:
         self.frozen = np.zeros(graph.coupling.n_units, dtype=bool)
         self.multiple: int | None = None
         self.kept: list[str] = []
+        self.before: set[int] = set()  # classes before which new units come, not after them
         self.slots: np.ndarray | None = None  # how many new units may come after each class
 
     def __repr__(self) -> str:
@@ -172,7 +173,7 @@ class Problem:
 
     def _plan(self, solution: Solution, times: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
         graph, stage = self.graph, compiled.choices.question.stage
-        changed = replayed(graph.coupling, times)
+        changed = replayed(graph.coupling, times, self.before)
         after = Graph(changed.trace, couple(changed.trace), graph.example, graph.model, graph.examples)
         self._check(solution, compiled, times, after)
         return Plan(

@@ -35,6 +35,8 @@ class Resizing(Problem):
         self.wishes: list[tuple[Affine, Wish]] = []
         self.most: Any = None  # how many new units a layer may get, as `Problem.grow` takes it
         self.relax = False
+        self.allowed: dict[int, int] = {}  # by unit class how many new units must be allowed after it
+        self.held: list[str] = []  # vertices whose input stays as it is
 
     def ask(self, changes: Mapping[Any, Any]) -> None:
         """Wishes by vertex name, vertex, or size expression (`graph["cat"].ins[0]`); None stands for any size."""
@@ -43,6 +45,11 @@ class Resizing(Problem):
         for target, wish in changes.items():
             if wish is not None:
                 self.wishes += [(size, wish_of(wish, f"resize {size}")) for size in self._sizes(target)]
+
+    def align(self, asked: list[Any], allowed: Mapping[int, int], before: set[int], held: list[str], most: Any) -> None:
+        """Conditions between sizes that a change of structure asks for; see `surgery.ports`."""
+        self.requests += asked
+        self.allowed, self.before, self.held, self.most = dict(allowed), before, held, most
 
     def _sizes(self, target: Any) -> list[Affine]:
         graph = self.graph
@@ -73,16 +80,20 @@ class Resizing(Problem):
     def _allow(self, few: int | None) -> None:
         """How many new units may come: `few` beyond what was asked for, or as many as may be at all."""
         self.slots = None
-        if not self.wishes:
+        relations = [r for r in self.requests if isinstance(r, Relation)]
+        if not self.wishes and not relations and not self.allowed:
             return
         times, least = MOST
         bounds = [(size.now, *wish.bounds(size.now)) for size, wish in self.wishes]
         asked = sum(max(0, (low or high or 0) - now) for now, low, high in bounds)
+        asked += sum(abs(r.right.now - r.left.now) for r in relations)
         sizes = {v.name: max(times * v.nout, least) for v in self.graph.vertices if v.makes_units}
         self.grow(sizes if few is None else {name: min(n, few + 2 * asked) for name, n in sizes.items()})
+        assert self.slots is not None
         if self.most is not None:
-            assert self.slots is not None
             self.slots = np.minimum(self.slots, self.most_new(self.most, np.iinfo(np.int64).max))
+        for unit, n in self.allowed.items():
+            self.slots[unit] = max(n, self.slots[unit])
 
     def _worth(self) -> Worth:
         graph = self.graph
@@ -103,6 +114,9 @@ class Resizing(Problem):
         question = super()._question(join_requests)
         requests = [*question.requests, *hard]
         keep = self.frozen | ~involved
+        for name in self.held:
+            for e, _, _ in self.graph[name].ins[0].terms:
+                keep[self.graph.coupling.units(e)] = True
         return replace(question, requests=requests, keep=keep, stage=stage, spreads=spreads, moves=moves)
 
     def _told(self) -> tuple[list[Relation], list[Deviation]]:
@@ -132,7 +146,7 @@ class Resizing(Problem):
         sets = [np.unique(np.concatenate(parts)) for parts in of_link]
         sets += [np.unique(rows.units) for rows in coupling.rows]
         sets += [np.unique(v.units) for v in self.graph.vertices if v.makes_units]
-        found = value < 0 if not self.wishes else np.zeros(len(value), dtype=bool)
+        found = value < 0 if not self.wishes and not self.requests else np.zeros(len(value), dtype=bool)
         asked = [size for size, _ in self.wishes]
         asked += [side for r in self.requests if isinstance(r, Relation) for side in (r.left, r.right)]
         for size in asked:

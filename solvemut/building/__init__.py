@@ -3,6 +3,19 @@
 from .builder import Builder, BuilderVertex
 from .editing import editable
 from .identity import identity_init
-from .modules import Apply, Concat, GraphModel
+from .modules import Apply, Concat, GraphModel, Slot
+from .widths import Width, after, expected
 
-__all__ = ["Apply", "Builder", "BuilderVertex", "Concat", "GraphModel", "editable", "identity_init"]
+__all__ = [
+    "Apply",
+    "Builder",
+    "BuilderVertex",
+    "Concat",
+    "GraphModel",
+    "Slot",
+    "Width",
+    "after",
+    "editable",
+    "expected",
+    "identity_init",
+]

@@ -8,7 +8,7 @@ raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,13 +37,16 @@ class Replayed:
     attributes: Mapping[Size, int]
 
 
-def replayed(coupling: Coupling, times: np.ndarray) -> Replayed:
-    """The change that leaves each unit class as often as `times` says (bools, or ints: see `shapes`)."""
+def replayed(coupling: Coupling, times: np.ndarray, before: Collection[int] = ()) -> Replayed:
+    """The change that leaves each unit class as often as `times` says (bools, or ints: see `shapes`).
+
+    New units come after the class, or `before` it.
+    """
     trace, times = coupling.trace, np.asarray(times).astype(np.int64)
     shapes = {v: param_shape(coupling, v, times) for v in trace.params}
     nodes = tuple(node_after(coupling, n, times) for n in trace.nodes)
     new = trace.with_shapes(shapes, nodes)
-    again = _Replay(new, coupling, times)
+    again = _Replay(new, coupling, times, before)
     again.run(apply_rule)
     _check_shapes(new, again)
     attributes = solve_attributes(new)
@@ -59,9 +62,9 @@ class _Replay(Flow):
     The first node to read a parameter settles its order: a layer takes its input units in the order they come in.
     """
 
-    def __init__(self, trace: Trace, coupling: Coupling, times: np.ndarray) -> None:
+    def __init__(self, trace: Trace, coupling: Coupling, times: np.ndarray, before: Collection[int]) -> None:
         super().__init__(trace)
-        self.coupling, self.times = coupling, times
+        self.coupling, self.times, self.before = coupling, times, before
         self.left: dict[tuple[str, Any], np.ndarray] = {}
         more = np.maximum(times - 1, 0)
         self.unit_of = coupling.unit_of  # and then those of the labels of new slices, as they come
@@ -99,10 +102,12 @@ class _Replay(Flow):
         found = []
         for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(units)], strict=True):
             unit = int(units[start])
-            found += [old[start:stop]] * min(1, int(self.times[unit]))
+            own = [old[start:stop]] * min(1, int(self.times[unit]))
+            found += [] if unit in self.before else own
             for k in range(int(self.times[unit]) - 1):
                 found.append(np.arange(len(self.unit_of), len(self.unit_of) + stop - start))
                 self.unit_of = np.append(self.unit_of, np.full(stop - start, self.new_class[unit] + k))
+            found += own if unit in self.before else []
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
     def labels(self, arg: Ref, only: Sequence[int] | None = None) -> Labels:

@@ -206,8 +206,18 @@ def test_capture_shows_vertices_under_their_names():
     model = prunable()
     graph = sm.capture(model, torch.ones(1, 3, 6, 6))
     assert [v.name for v in graph] == [
-        "image", "conv", "block.side", "block.bn", "add", "act", "mul", "cat", "mid", "pooled", "head",
-    ]  # fmt: skip
+        "image",
+        "conv",
+        "block.side",
+        "block.bn",
+        "add",
+        "act",
+        "mul",
+        "cat",
+        "mid",
+        "pooled",
+        "head",
+    ]
     assert [v.name for v in graph.inputs("cat")] == ["act", "mul"] and graph["cat"].nin == [12, 12]
     assert graph["block.bn"].layer is model.block.bn and graph["cat"].nout == 24
 

@@ -37,9 +37,10 @@ LAYERS: dict[str, set[str]] = {
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
     "resizing": {"problem"},
+    "surgery": {"building", "resizing"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", *FACADES}
+TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", "surgery", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 

@@ -1,0 +1,420 @@
+"""Layers and edges that come and go in a torch.fx graph, each as an operation that leaves ports where sizes differ."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..arguments import near, shown, whole
+from ..building import Apply, Concat, Slot, Width, after, expected
+from ..errors import RequestError
+from ..graph import Graph, Vertex
+from .operation import Operation
+from .ports import Port, layer
+
+CATS = (torch.cat, torch.concat, torch.concatenate)
+SUMS = {operator.add: "add", operator.iadd: "add", torch.add: "add", operator.mul: "mul", torch.mul: "mul"}
+SUMS |= {operator.sub: "sub", torch.sub: "sub", operator.truediv: "div", torch.div: "div"}
+
+
+class Editor:
+    """A copy of a model's graph to work on; the model gets it, and the modules it calls, when the work is done."""
+
+    def __init__(self, model: nn.Module, graph: Graph) -> None:
+        if not isinstance(model, torch.fx.GraphModule):
+            raise RequestError(
+                f"edges of a {type(model).__name__} cannot be changed, as its forward is code: make a graph of it with "
+                "sm.editable(model, args), or write it with sm.Builder"
+            )
+        self.model, self.captured = model, graph
+        self.graph = copy.deepcopy(model.graph)
+        self.ports: list[Port] = []
+
+    # -- nodes and vertices ----------------------------------------------------------------------------------------
+
+    def find(self, target: Any, what: str) -> torch.fx.Node:
+        """The node of a vertex, or of its name: the call of its module, or the node that bears the name."""
+        if not isinstance(target, (str, Vertex)):
+            raise RequestError(f"{what}: give a vertex or its name, not {shown(target)}")
+        name = target.name if isinstance(target, Vertex) else target
+        path, _, nth = name.partition("#")
+        calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == path]
+        kinds = ("call_function", "call_method", "placeholder")
+        named = [n for n in self.graph.nodes if n.name == name and n.op in kinds]
+        k = int(nth or 1) - 1 if (nth or "1").isdigit() else 0
+        if 0 <= k < len(calls):
+            return calls[k]
+        if named:
+            return named[0]
+        meant = near(name, [self.name(n) for n in self.graph.nodes if n.op != "output"])
+        hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+        raise RequestError(f"{what}: {name!r} is no node of this graph by itself{hint}")
+
+    def vertex(self, node: torch.fx.Node) -> Vertex:
+        """The vertex whose output a node puts out: its own, or for a module that does nothing that of its input."""
+        while (name := self._vertex_name(node)) not in self.captured and len(self.inputs(node)) == 1:
+            (node,) = self.inputs(node)
+        return self.captured[name]
+
+    def _vertex_name(self, node: torch.fx.Node) -> str:
+        if node.op != "call_module":
+            return node.name
+        calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == node.target]
+        nth = calls.index(node) + 1 if node in calls else 1
+        return str(node.target) if nth == 1 else f"{node.target}#{nth}"
+
+    def name(self, node: torch.fx.Node) -> str:
+        """The vertex name of a node."""
+        return str(node.target) if node.op == "call_module" else node.name
+
+    def module(self, node: torch.fx.Node) -> nn.Module | None:
+        """The module that a node calls."""
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def is_cat(self, node: torch.fx.Node) -> bool:
+        """Whether a node joins its inputs one after another."""
+        return isinstance(self.module(node), Concat) or (node.op == "call_function" and node.target in CATS)
+
+    def is_sum(self, node: torch.fx.Node) -> bool:
+        """Whether a node is elementwise in two inputs."""
+        module = self.module(node)
+        function = module.function if isinstance(module, Apply) else node.target if node.op == "call_function" else None
+        return function in SUMS and len(self.inputs(node)) == 2
+
+    def inputs(self, node: torch.fx.Node) -> list[torch.fx.Node]:
+        """Its inputs in order, each as often as it is read."""
+        found: list[torch.fx.Node] = []
+        torch.fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
+        return found
+
+    def set_inputs(self, node: torch.fx.Node, inputs: Sequence[torch.fx.Node]) -> None:
+        """Other inputs for a concat."""
+        node.args = tuple(inputs) if node.op == "call_module" else (list(inputs), *node.args[1:])
+
+    def consumers(self, node: torch.fx.Node, chosen: Iterable[Any] | None) -> list[torch.fx.Node]:
+        """The nodes that read a node: all, or those of the vertices that were named."""
+        users = list(node.users)
+        if chosen is None:
+            return users
+        names = [chosen] if isinstance(chosen, (str, Vertex)) else list(chosen)
+        wanted = [self.find(v, "consumers") for v in names]
+        for v in wanted:
+            if v not in users:
+                reads = ", ".join(map(self.name, self.inputs(v)))
+                raise RequestError(f"{self.name(v)} does not read {self.name(node)}; it reads {reads}")
+        return wanted
+
+    # -- changes ---------------------------------------------------------------------------------------------------
+
+    def add(self, name: str, module: nn.Module, behind: torch.fx.Node, *args: Any) -> torch.fx.Node:
+        """A call of a new module, right behind a node."""
+        parent, _, leaf = name.rpartition(".")
+        taken = [k for k, _ in self.model.named_modules() if k == name]
+        if taken or (not parent and hasattr(self.model, leaf)):
+            raise RequestError(f"the name {name!r} is taken in this model; names are unique, so choose another")
+        self.model.add_submodule(name, module)
+        with self.graph.inserting_after(behind):
+            return self.graph.call_module(name, args)
+
+    def unused(self, title: str) -> str:
+        """A name that no module and no node has."""
+        names = {n.name for n in self.graph.nodes} | set(dict(self.model.named_modules())) | set(vars(self.model))
+        return next(f"{title}_{k}" for k in range(len(names) + 1) if f"{title}_{k}" not in names)
+
+    def port(
+        self, source: torch.fx.Node, of: tuple[Sequence[int], int | None], size: int, **what: Any
+    ) -> torch.fx.Node:
+        """A port behind a node whose value has that shape, with its units in that dim, to another size."""
+        shape, dim = of
+        where = self.name(source)
+        if dim is None:
+            raise RequestError(f"{where} has no dim of units, so nothing can be aligned with it")
+        name = self.unused("port")
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        node = self.add(name, layer(shape, dim, size, like, where), source, source)
+        self.ports.append(Port(name, **what))
+        return node
+
+    def value(self, vertex: Vertex) -> tuple[tuple[int, ...], int | None]:
+        """The shape of what a vertex puts out, and the dim of its units."""
+        trace = self.captured.trace
+        return trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name), vertex.dim
+
+    def done(self) -> list[Port]:
+        """Give the graph to the model."""
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node.op not in ("output", "placeholder"):
+                self.graph.erase_node(node)
+        self.graph.lint()
+        called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
+        for n in self.model.graph.nodes:
+            if n.op == "call_module" and str(n.target) not in called:
+                self.model.delete_submodule(str(n.target))
+        self.model.graph = self.graph
+        self.ports = [p for p in self.ports if p.name in called]
+        return self.ports
+
+
+def strip(model: torch.fx.GraphModule, ports: Sequence[Port]) -> None:
+    """Take the ports out: what came in goes on."""
+    graph = copy.deepcopy(model.graph)
+    for port in ports:
+        (node,) = (n for n in graph.nodes if n.op == "call_module" and n.target == port.name)
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    model.graph = graph
+    for port in ports:
+        model.delete_submodule(port.name)
+
+
+# -- the operations ----------------------------------------------------------------------------------------------------
+
+
+def insert(after_: Any, before: Any, modules: Sequence[tuple[str, nn.Module]], consumers: Any) -> Operation:
+    """Modules, one after another, behind a vertex for all or some that read it, or before one."""
+
+    def change(model: nn.Module, graph: Graph) -> list[Port]:
+        editor = Editor(model, graph)
+        if before is not None:
+            target = editor.find(before, "insert")
+            if len(sources := editor.inputs(target)) != 1:
+                raise RequestError(f"{_name(before)} has {len(sources)} inputs; insert after the one that is meant")
+            source, users = sources[0], [target]
+        else:
+            source = editor.find(after_, "insert")
+            users = editor.consumers(source, consumers)
+        last = _chain(editor, editor.vertex(source), source, modules)
+        for user in users:
+            user.replace_input_with(source, last)
+        return editor.done()
+
+    beside = f"after {_name(after_)}" if before is None else f"before {_name(before)}"
+    return Operation(f"insert {', '.join(name for name, _ in modules)} {beside}", change, ("a layer came",), strip)
+
+
+def _chain(
+    editor: Editor, vertex: Vertex, source: torch.fx.Node, modules: Sequence[tuple[str, nn.Module]]
+) -> torch.fx.Node:
+    """Modules behind a vertex, with ports wherever sizes are known to differ."""
+    shape, dim = editor.value(vertex)
+    last, width = source, Width(vertex.nout, dim)
+    for name, module in modules:
+        wanted = expected(module)
+        if len(wanted) == 1 and wanted[0][1].size not in (None, width.size):
+            last = editor.port(last, (_with(shape, dim, width.size), dim), int(wanted[0][1].size or 0))
+            width = Width(wanted[0][1].size, dim)
+        last = editor.add(name, module, last, last)
+        width = after(module, [(name, width)], name)
+    if width.size not in (None, vertex.nout):
+        last = editor.port(last, (_with(shape, dim, width.size), dim), vertex.nout)
+    return last
+
+
+def _with(shape: Sequence[int], dim: int | None, size: int | None) -> tuple[int, ...]:
+    return tuple(n if size is None or dim is None or d != dim % len(shape) else size for d, n in enumerate(shape))
+
+
+def remove(target: Any, reconnect: Any) -> Operation:
+    """A vertex goes; what it read goes on to those that read it: to all, to some, or to none."""
+
+    def change(model: nn.Module, graph: Graph) -> list[Port]:
+        editor = Editor(model, graph)
+        node = editor.find(target, "remove")
+        vertex = editor.vertex(node)
+        if node.op == "placeholder":
+            raise RequestError(f"{vertex.name} is an input of the model, which callers give; it stays")
+        inputs, users = editor.inputs(node), list(node.users)
+        kept = [] if reconnect in (None, "none") else editor.consumers(node, None if reconnect == "all" else reconnect)
+        if any(u.op == "output" for u in users if u not in kept):
+            raise RequestError(f"{vertex.name} is an output of the model; reconnect what it reads to it")
+        for user in users:
+            _splice(editor, vertex, node, inputs if user in kept else [], user)
+        return editor.done()
+
+    return Operation(f"remove {_name(target)}", change, ("a layer went",), strip)
+
+
+def _splice(
+    editor: Editor, vertex: Vertex, node: torch.fx.Node, inputs: list[torch.fx.Node], user: torch.fx.Node
+) -> None:
+    """Put the inputs of a node that goes into the places that it held at one of its consumers."""
+    if editor.is_cat(user):
+        _splice_cat(editor, vertex, node, inputs, user)
+        return
+    if not inputs and editor.is_sum(user):
+        others = [n for n in editor.inputs(user) if n is not node]
+        if not others:
+            raise RequestError(f"{editor.name(user)} reads nothing but {vertex.name}; remove it first")
+        user.replace_all_uses_with(others[0])
+        return
+    if len(inputs) != 1:
+        what = "nothing" if not inputs else f"{len(inputs)} values"
+        raise RequestError(f"{editor.name(user)} would read {what} in place of {vertex.name}; it takes one")
+    user.replace_input_with(node, _aligned(editor, inputs[0], vertex))
+
+
+def _aligned(editor: Editor, source: torch.fx.Node, vertex: Vertex) -> torch.fx.Node:
+    """A value that is to stand where another stood: itself, or a port to the size that is expected."""
+    from_vertex = editor.vertex(source)
+    if from_vertex.nout == vertex.nout:
+        return source
+    return editor.port(source, editor.value(from_vertex), vertex.nout, vertex=vertex.name)
+
+
+def _splice_cat(
+    editor: Editor, vertex: Vertex, node: torch.fx.Node, inputs: list[torch.fx.Node], user: torch.fx.Node
+) -> None:
+    slots = editor.inputs(user)
+    sizes = sum(editor.vertex(n).nout for n in inputs)
+    if inputs and sizes != vertex.nout:
+        if len(inputs) > 1:
+            raise RequestError(f"{editor.name(user)} would read {sizes} units in place of {vertex.nout}")
+        inputs = [_aligned(editor, inputs[0], vertex)]
+    if not inputs:
+        for k in reversed([k for k, n in enumerate(slots) if n is node]):
+            _cut(editor, user, k)
+        return
+    editor.set_inputs(user, [x for n in slots for x in (inputs if n is node else [n])])
+
+
+def _cut(editor: Editor, cat: torch.fx.Node, k: int) -> None:
+    """Take one input out of a concat; those that read it lose just the positions that it had."""
+    slots = editor.inputs(cat)
+    if len(slots) < 2:
+        raise RequestError(f"{editor.name(cat)} reads nothing else; remove it instead")
+    vertex = editor.vertex(cat)
+    sizes = [editor.vertex(n).nout for n in slots]
+    start = sum(sizes[:k])
+    shape, dim = editor.value(vertex)
+    left = [n for j, n in enumerate(slots) if j != k]
+    users = list(cat.users)
+    editor.set_inputs(cat, left)
+    port = editor.port(cat, (_with(shape, dim, sum(sizes) - sizes[k]), dim), sum(sizes), cut=(start, start + sizes[k]))
+    for user in users:
+        user.replace_input_with(cat, port)
+
+
+def connect(source: Any, target: Any, position: int | None, merge: str) -> Operation:
+    """One more input for an add or a concat; before another layer comes an add or a concat that it then reads."""
+
+    def change(model: nn.Module, graph: Graph) -> list[Port]:
+        editor = Editor(model, graph)
+        new, node = editor.find(source, "connect"), editor.find(target, "connect")
+        a, b = editor.vertex(new), editor.vertex(node)
+        if new in _after(node) or new is node:
+            raise RequestError(f"{a.name} comes after {b.name}, so an edge between them would run in a circle")
+        if editor.is_cat(node):
+            _join(editor, a, new, b, node, position)
+        elif editor.is_sum(node):
+            _add_behind(editor, a, new, b, node)
+        else:
+            _merge_before(editor, a, new, node, position, merge)
+        _in_order(editor.graph)
+        return editor.done()
+
+    return Operation(f"connect {_name(source)} to {_name(target)}", change, (), strip)
+
+
+def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.fx.Node, position: int | None) -> None:
+    slots = editor.inputs(cat)
+    k = len(slots) if position is None else whole(position, f"position={shown(position)}")
+    if not -len(slots) <= k <= len(slots):
+        raise RequestError(f"position={k}: {b.name} has {len(slots)} inputs")
+    k %= len(slots) + 1
+    at = sum(editor.vertex(n).nout for n in slots[:k])
+    shape, dim = editor.value(b)
+    users = list(cat.users)
+    editor.set_inputs(cat, [*slots[:k], new, *slots[k:]])
+    port = editor.port(cat, (_with(shape, dim, b.nout + a.nout), dim), b.nout, new=a.nout, at=at)
+    for user in users:
+        user.replace_input_with(cat, port)
+
+
+def _add_behind(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, node: torch.fx.Node) -> None:
+    users = list(node.users)
+    term = _aligned(editor, new, b)
+    total = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), node, node, term)
+    for user in users:
+        user.replace_input_with(node, total)
+
+
+def _merge_before(
+    editor: Editor, a: Vertex, new: torch.fx.Node, node: torch.fx.Node, position: int | None, merge: str
+) -> None:
+    inputs = editor.inputs(node)
+    if len(inputs) != 1:
+        raise RequestError(
+            f"{editor.name(node)} has {len(inputs)} inputs and is no add or concat; connect to one of those"
+        )
+    old = editor.vertex(inputs[0])
+    shape, dim = editor.value(old)
+    if merge == "add":
+        term = _aligned(editor, new, old)
+        both = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), inputs[0], inputs[0], term)
+        node.replace_input_with(inputs[0], both)
+        return
+    first = position is not None and whole(position, f"position={shown(position)}") == 0
+    order = [new, inputs[0]] if first else [inputs[0], new]
+    cat = editor.add(editor.unused("cat"), Concat(int(dim or 0)), inputs[0], *order)
+    at = 0 if first else old.nout
+    port = editor.port(cat, (_with(shape, dim, old.nout + a.nout), dim), old.nout, new=a.nout, at=at)
+    node.replace_input_with(inputs[0], port)
+    cat.args = tuple(order)  # the line before replaced its own input, too
+
+
+def disconnect(source: Any, target: Any, nr: int) -> Operation:
+    """An input of an add or a concat goes, the nr-th of those that read the same vertex."""
+
+    def change(model: nn.Module, graph: Graph) -> list[Port]:
+        editor = Editor(model, graph)
+        old, node = editor.find(source, "disconnect"), editor.find(target, "disconnect")
+        a, b = editor.vertex(old), editor.vertex(node)
+        places = [k for k, n in enumerate(editor.inputs(node)) if n is old]
+        if not 0 <= nr < len(places):
+            raise RequestError(f"nr={nr}: {b.name} reads {a.name} {len(places)} times")
+        if editor.is_cat(node):
+            _cut(editor, node, places[nr])
+        elif editor.is_sum(node):
+            other = editor.inputs(node)[1 - places[nr]]
+            node.replace_all_uses_with(other)
+        else:
+            raise RequestError(f"{b.name} is no add or concat: without {a.name} it would read nothing; remove it")
+        return editor.done()
+
+    return Operation(f"disconnect {_name(source)} from {_name(target)}", change, ("an input went",), strip)
+
+
+def _name(target: Any) -> str:
+    return target.name if isinstance(target, Vertex) else str(target)
+
+
+def _after(node: torch.fx.Node) -> set[torch.fx.Node]:
+    seen: set[torch.fx.Node] = set()
+    todo: list[torch.fx.Node] = list(node.users)
+    while todo:
+        n = todo.pop()
+        if n not in seen:
+            seen.add(n)
+            todo += n.users
+    return seen
+
+
+def _in_order(graph: torch.fx.Graph) -> None:
+    """Every node behind what it reads; otherwise the order stays."""
+    placed: set[torch.fx.Node] = set()
+    waiting = list(graph.nodes)
+    where: torch.fx.Node | None = None
+    while waiting:
+        ready = next(
+            n for n in waiting if placed.issuperset(n.all_input_nodes) and (n.op != "output" or len(waiting) == 1)
+        )
+        if where is not None:
+            where.append(ready)
+        where = ready
+        placed.add(ready)
+        waiting.remove(ready)

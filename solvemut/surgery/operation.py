@@ -1,0 +1,121 @@
+"""One operation from request to model: the change with ports, the program that aligns it, the ports out again.
+
+All of it or nothing: whatever fails on the way, the model and its optimizers are as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..apply import Plan
+from ..coupling import couple
+from ..errors import CaptureError, RequestError, SolvemutError
+from ..graph import Graph
+from ..resizing import Resizing
+from ..tracing import trace_examples
+from . import ports as ports_of
+from .ports import Port
+from .restore import Snapshot
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A change of structure: `change` makes it in a model, with the ports that it needs, and names them."""
+
+    title: str
+    change: Callable[[nn.Module, Graph], list[Port]]
+    alters: tuple[str, ...]  # why outputs may not be what they were
+    strip: Callable[[Any, Sequence[Port]], None]  # takes the ports out
+
+
+def recaptured(model: nn.Module, graph: Graph) -> Graph:
+    """The graph that a changed model has now, by the calls that it was captured by."""
+    trace, examples = trace_examples(model, graph.examples, ("eval",))
+    return Graph(trace, couple(trace), graph.example, model, tuple(examples))
+
+
+def perform(
+    operation: Operation,
+    model: nn.Module,
+    graph: Graph,
+    optimizers: Sequence[torch.optim.Optimizer],
+    dry_run: bool,
+    values: Any,
+    grow: Any,
+    how: tuple[Any, ...],
+) -> tuple[Plan, Graph]:
+    """The plan of an operation, made in the model unless it is a dry run, and the graph of the model after it."""
+    before = Snapshot(model, optimizers)
+    done = False
+    try:
+        ports = operation.change(model, graph)
+        try:
+            inside = recaptured(model, graph)
+        except CaptureError as e:
+            raise RequestError(f"{operation.title}: the model does not run any more: {e.__cause__ or e}") from e
+        plan = _aligned(inside, ports, values, grow, how)
+        if not dry_run:
+            _apply(plan, model, optimizers, ports)
+            operation.strip(model, ports)
+            after = recaptured(model, graph)
+            _check_sizes(plan, after, ports)
+            _follow_parameters(model, before, optimizers)
+        done = not dry_run
+    finally:
+        if not done:
+            before.restore()
+    own = {p.name for p in ports}
+    told = replace(
+        plan,
+        sizes={k: v for k, v in plan.sizes.items() if k not in own},
+        alters=tuple(dict.fromkeys((*operation.alters, *plan.alters))),
+        notes=(operation.title, *plan.notes),
+        graph=None,
+    )
+    return told, graph if dry_run else after
+
+
+def _aligned(graph: Graph, ports: Sequence[Port], values: Any, grow: Any, how: tuple[Any, ...]) -> Plan:
+    """The plan that brings the two sides of every port to one size."""
+    problem = Resizing(graph)
+    if isinstance(values, Mapping):  # a port is worth what stood in its place
+        known = {k: v for k, v in values.items() if k in graph}
+        values = {**known, **{p.name: values[p.vertex] for p in ports if p.vertex in values}}
+    problem.maximize(values)
+    asked = ports_of.requests(graph, ports)
+    problem.align(asked.conditions, asked.allowed, asked.before, [p.name for p in ports if p.holds_input], grow)
+    plan: Plan = problem.solve(*how)
+    return plan
+
+
+def _apply(plan: Plan, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ports: Sequence[Port]) -> None:
+    if any(a != b for a, b in plan.shapes.values()) or plan.edits:
+        ours = [o for o in optimizers if any(p in o.state or p for g in o.param_groups for p in g["params"])]
+        plan.apply(model, ours, verify=None)
+
+
+def _check_sizes(plan: Plan, after: Graph, ports: Sequence[Port]) -> None:
+    """Every layer has the size that the plan says, now that nothing stands between them."""
+    own = {p.name for p in ports}
+    for name, (_, size) in plan.sizes.items():
+        if name not in own and name in after and after[name].nout != size:
+            raise SolvemutError(f"{name} has size {after[name].nout}, the plan says {size}; please report this model")
+
+
+def _follow_parameters(model: nn.Module, before: Snapshot, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Parameters of layers that came are trained like the others; those of layers that went are no longer."""
+    old, now = {id(t) for t, _, _ in before.tensors}, {id(p) for p in model.parameters()}
+    new = [p for p in model.parameters() if id(p) not in old]
+    gone = old - now
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for p in [p for p in optimizer.state if isinstance(p, torch.Tensor) and id(p) in gone]:
+            del optimizer.state[p]
+    if new and len(optimizers) == 1:
+        optimizers[0].add_param_group({"params": new})
