@@ -14,7 +14,7 @@ from ..arguments import near, shown, whole
 from ..building import Apply, Concat, Slot, Width, after, expected
 from ..errors import RequestError
 from ..graph import Graph, Vertex
-from .operation import Operation
+from .operation import Changed, Operation
 from .ports import Port, layer
 
 CATS = (torch.cat, torch.concat, torch.concatenate)
@@ -34,6 +34,7 @@ class Editor:
         self.model, self.captured = model, graph
         self.graph = copy.deepcopy(model.graph)
         self.ports: list[Port] = []
+        self.alters: list[str] = []  # why outputs may not be what they were
 
     # -- nodes and vertices ----------------------------------------------------------------------------------------
 
@@ -145,7 +146,7 @@ class Editor:
         trace = self.captured.trace
         return trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name), vertex.dim
 
-    def done(self) -> list[Port]:
+    def done(self) -> Changed:
         """Give the graph to the model."""
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.op not in ("output", "placeholder"):
@@ -156,8 +157,7 @@ class Editor:
             if n.op == "call_module" and str(n.target) not in called:
                 self.model.delete_submodule(str(n.target))
         self.model.graph = self.graph
-        self.ports = [p for p in self.ports if p.name in called]
-        return self.ports
+        return Changed([p for p in self.ports if p.name in called], self.alters)
 
 
 def strip(model: torch.fx.GraphModule, ports: Sequence[Port]) -> None:
@@ -178,7 +178,7 @@ def strip(model: torch.fx.GraphModule, ports: Sequence[Port]) -> None:
 def insert(after_: Any, before: Any, modules: Sequence[tuple[str, nn.Module]], consumers: Any) -> Operation:
     """Modules, one after another, behind a vertex for all or some that read it, or before one."""
 
-    def change(model: nn.Module, graph: Graph) -> list[Port]:
+    def change(model: nn.Module, graph: Graph) -> Changed:
         editor = Editor(model, graph)
         if before is not None:
             target = editor.find(before, "insert")
@@ -194,7 +194,7 @@ def insert(after_: Any, before: Any, modules: Sequence[tuple[str, nn.Module]], c
         return editor.done()
 
     beside = f"after {_name(after_)}" if before is None else f"before {_name(before)}"
-    return Operation(f"insert {', '.join(name for name, _ in modules)} {beside}", change, ("a layer came",), strip)
+    return Operation(f"insert {', '.join(name for name, _ in modules)} {beside}", change, strip)
 
 
 def _chain(
@@ -204,6 +204,7 @@ def _chain(
     shape, dim = editor.value(vertex)
     last, width = source, Width(vertex.nout, dim)
     for name, module in modules:
+        editor.alters.append(f"a layer came: {name}")
         wanted = expected(module)
         if len(wanted) == 1 and wanted[0][1].size not in (None, width.size):
             last = editor.port(last, (_with(shape, dim, width.size), dim), int(wanted[0][1].size or 0))
@@ -222,7 +223,7 @@ def _with(shape: Sequence[int], dim: int | None, size: int | None) -> tuple[int,
 def remove(target: Any, reconnect: Any) -> Operation:
     """A vertex goes; what it read goes on to those that read it: to all, to some, or to none."""
 
-    def change(model: nn.Module, graph: Graph) -> list[Port]:
+    def change(model: nn.Module, graph: Graph) -> Changed:
         editor = Editor(model, graph)
         node = editor.find(target, "remove")
         vertex = editor.vertex(node)
@@ -232,11 +233,12 @@ def remove(target: Any, reconnect: Any) -> Operation:
         kept = [] if reconnect in (None, "none") else editor.consumers(node, None if reconnect == "all" else reconnect)
         if any(u.op == "output" for u in users if u not in kept):
             raise RequestError(f"{vertex.name} is an output of the model; reconnect what it reads to it")
+        editor.alters.append(f"a layer went: {_name(target)}")
         for user in users:
             _splice(editor, vertex, node, inputs if user in kept else [], user)
         return editor.done()
 
-    return Operation(f"remove {_name(target)}", change, ("a layer went",), strip)
+    return Operation(f"remove {_name(target)}", change, strip)
 
 
 def _splice(
@@ -302,7 +304,7 @@ def _cut(editor: Editor, cat: torch.fx.Node, k: int) -> None:
 def connect(source: Any, target: Any, position: int | None, merge: str) -> Operation:
     """One more input for an add or a concat; before another layer comes an add or a concat that it then reads."""
 
-    def change(model: nn.Module, graph: Graph) -> list[Port]:
+    def change(model: nn.Module, graph: Graph) -> Changed:
         editor = Editor(model, graph)
         new, node = editor.find(source, "connect"), editor.find(target, "connect")
         a, b = editor.vertex(new), editor.vertex(node)
@@ -317,7 +319,7 @@ def connect(source: Any, target: Any, position: int | None, merge: str) -> Opera
         _in_order(editor.graph)
         return editor.done()
 
-    return Operation(f"connect {_name(source)} to {_name(target)}", change, (), strip)
+    return Operation(f"connect {_name(source)} to {_name(target)}", change, strip)
 
 
 def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.fx.Node, position: int | None) -> None:
@@ -337,6 +339,7 @@ def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.f
 
 def _add_behind(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, node: torch.fx.Node) -> None:
     users = list(node.users)
+    editor.alters.append(f"a term came: {a.name}")
     term = _aligned(editor, new, b)
     total = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), node, node, term)
     for user in users:
@@ -354,6 +357,7 @@ def _merge_before(
     old = editor.vertex(inputs[0])
     shape, dim = editor.value(old)
     if merge == "add":
+        editor.alters.append(f"a term came: {a.name}")
         term = _aligned(editor, new, old)
         both = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), inputs[0], inputs[0], term)
         node.replace_input_with(inputs[0], both)
@@ -370,10 +374,11 @@ def _merge_before(
 def disconnect(source: Any, target: Any, nr: int) -> Operation:
     """An input of an add or a concat goes, the nr-th of those that read the same vertex."""
 
-    def change(model: nn.Module, graph: Graph) -> list[Port]:
+    def change(model: nn.Module, graph: Graph) -> Changed:
         editor = Editor(model, graph)
         old, node = editor.find(source, "disconnect"), editor.find(target, "disconnect")
         a, b = editor.vertex(old), editor.vertex(node)
+        editor.alters.append(f"an input went: {a.name}")
         places = [k for k, n in enumerate(editor.inputs(node)) if n is old]
         if not 0 <= nr < len(places):
             raise RequestError(f"nr={nr}: {b.name} reads {a.name} {len(places)} times")
@@ -386,7 +391,7 @@ def disconnect(source: Any, target: Any, nr: int) -> Operation:
             raise RequestError(f"{b.name} is no add or concat: without {a.name} it would read nothing; remove it")
         return editor.done()
 
-    return Operation(f"disconnect {_name(source)} from {_name(target)}", change, ("an input went",), strip)
+    return Operation(f"disconnect {_name(source)} from {_name(target)}", change, strip)
 
 
 def _name(target: Any) -> str:

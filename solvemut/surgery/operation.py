@@ -24,12 +24,19 @@ from .restore import Snapshot
 
 
 @dataclass(frozen=True)
+class Changed:
+    """The ports that stand in a changed model, and why its outputs may not be what they were."""
+
+    ports: list[Port]
+    alters: list[str]
+
+
+@dataclass(frozen=True)
 class Operation:
-    """A change of structure: `change` makes it in a model, with the ports that it needs, and names them."""
+    """A change of structure: `change` makes it in a model, with the ports that it needs."""
 
     title: str
-    change: Callable[[nn.Module, Graph], list[Port]]
-    alters: tuple[str, ...]  # why outputs may not be what they were
+    change: Callable[[nn.Module, Graph], Changed]
     strip: Callable[[Any, Sequence[Port]], None]  # takes the ports out
 
 
@@ -53,7 +60,8 @@ def perform(
     before = Snapshot(model, optimizers)
     done = False
     try:
-        ports = operation.change(model, graph)
+        changed = operation.change(model, graph)
+        ports = changed.ports
         try:
             inside = recaptured(model, graph)
         except CaptureError as e:
@@ -73,7 +81,7 @@ def perform(
     told = replace(
         plan,
         sizes={k: v for k, v in plan.sizes.items() if k not in own},
-        alters=tuple(dict.fromkeys((*operation.alters, *plan.alters))),
+        alters=tuple(dict.fromkeys((*changed.alters, *plan.alters))),
         notes=(operation.title, *plan.notes),
         graph=None,
     )
