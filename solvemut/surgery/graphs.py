@@ -14,8 +14,9 @@ from ..arguments import near, shown, whole
 from ..building import Apply, Concat, Slot, Width, after, expected
 from ..errors import RequestError
 from ..graph import Graph, Vertex
+from . import modules as in_code
 from .operation import Changed, Operation
-from .ports import Port, layer
+from .ports import Port, layer, with_size
 
 CATS = (torch.cat, torch.concat, torch.concatenate)
 SUMS = {operator.add: "add", operator.iadd: "add", torch.add: "add", operator.mul: "mul", torch.mul: "mul"}
@@ -160,8 +161,11 @@ class Editor:
         return Changed([p for p in self.ports if p.name in called], self.alters)
 
 
-def strip(model: torch.fx.GraphModule, ports: Sequence[Port]) -> None:
+def strip(model: nn.Module, ports: Sequence[Port]) -> None:
     """Take the ports out: what came in goes on."""
+    if not isinstance(model, torch.fx.GraphModule):
+        in_code.strip(model, ports)
+        return
     graph = copy.deepcopy(model.graph)
     for port in ports:
         (node,) = (n for n in graph.nodes if n.op == "call_module" and n.target == port.name)
@@ -179,6 +183,9 @@ def insert(after_: Any, before: Any, modules: Sequence[tuple[str, nn.Module]], c
     """Modules, one after another, behind a vertex for all or some that read it, or before one."""
 
     def change(model: nn.Module, graph: Graph) -> Changed:
+        if not isinstance(model, torch.fx.GraphModule):
+            target = after_ if before is None else before
+            return in_code.insert(model, graph, target, modules, consumers, before is not None)
         editor = Editor(model, graph)
         if before is not None:
             target = editor.find(before, "insert")
@@ -207,23 +214,21 @@ def _chain(
         editor.alters.append(f"a layer came: {name}")
         wanted = expected(module)
         if len(wanted) == 1 and wanted[0][1].size not in (None, width.size):
-            last = editor.port(last, (_with(shape, dim, width.size), dim), int(wanted[0][1].size or 0))
+            last = editor.port(last, (with_size(shape, dim, width.size), dim), int(wanted[0][1].size or 0))
             width = Width(wanted[0][1].size, dim)
         last = editor.add(name, module, last, last)
         width = after(module, [(name, width)], name)
     if width.size not in (None, vertex.nout):
-        last = editor.port(last, (_with(shape, dim, width.size), dim), vertex.nout)
+        last = editor.port(last, (with_size(shape, dim, width.size), dim), vertex.nout)
     return last
-
-
-def _with(shape: Sequence[int], dim: int | None, size: int | None) -> tuple[int, ...]:
-    return tuple(n if size is None or dim is None or d != dim % len(shape) else size for d, n in enumerate(shape))
 
 
 def remove(target: Any, reconnect: Any) -> Operation:
     """A vertex goes; what it read goes on to those that read it: to all, to some, or to none."""
 
     def change(model: nn.Module, graph: Graph) -> Changed:
+        if not isinstance(model, torch.fx.GraphModule):
+            return in_code.remove(model, graph, target, reconnect)
         editor = Editor(model, graph)
         node = editor.find(target, "remove")
         vertex = editor.vertex(node)
@@ -296,7 +301,9 @@ def _cut(editor: Editor, cat: torch.fx.Node, k: int) -> None:
     left = [n for j, n in enumerate(slots) if j != k]
     users = list(cat.users)
     editor.set_inputs(cat, left)
-    port = editor.port(cat, (_with(shape, dim, sum(sizes) - sizes[k]), dim), sum(sizes), cut=(start, start + sizes[k]))
+    port = editor.port(
+        cat, (with_size(shape, dim, sum(sizes) - sizes[k]), dim), sum(sizes), cut=(start, start + sizes[k])
+    )
     for user in users:
         user.replace_input_with(cat, port)
 
@@ -332,7 +339,7 @@ def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.f
     shape, dim = editor.value(b)
     users = list(cat.users)
     editor.set_inputs(cat, [*slots[:k], new, *slots[k:]])
-    port = editor.port(cat, (_with(shape, dim, b.nout + a.nout), dim), b.nout, new=a.nout, at=at)
+    port = editor.port(cat, (with_size(shape, dim, b.nout + a.nout), dim), b.nout, new=a.nout, at=at)
     for user in users:
         user.replace_input_with(cat, port)
 
@@ -366,7 +373,7 @@ def _merge_before(
     order = [new, inputs[0]] if first else [inputs[0], new]
     cat = editor.add(editor.unused("cat"), Concat(int(dim or 0)), inputs[0], *order)
     at = 0 if first else old.nout
-    port = editor.port(cat, (_with(shape, dim, old.nout + a.nout), dim), old.nout, new=a.nout, at=at)
+    port = editor.port(cat, (with_size(shape, dim, old.nout + a.nout), dim), old.nout, new=a.nout, at=at)
     node.replace_input_with(inputs[0], port)
     cat.args = tuple(order)  # the line before replaced its own input, too
 

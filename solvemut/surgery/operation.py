@@ -68,7 +68,7 @@ def perform(
             raise RequestError(f"{operation.title}: the model does not run any more: {e.__cause__ or e}") from e
         plan = _aligned(inside, ports, values, grow, how)
         if not dry_run:
-            _apply(plan, model, optimizers, ports)
+            plan.apply(model, list(optimizers), verify=None)
             operation.strip(model, ports)
             after = recaptured(model, graph)
             _check_sizes(plan, after, ports)
@@ -99,12 +99,6 @@ def _aligned(graph: Graph, ports: Sequence[Port], values: Any, grow: Any, how: t
     problem.align(asked.conditions, asked.allowed, asked.before, [p.name for p in ports if p.holds_input], grow)
     plan: Plan = problem.solve(*how)
     return plan
-
-
-def _apply(plan: Plan, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ports: Sequence[Port]) -> None:
-    if any(a != b for a, b in plan.shapes.values()) or plan.edits:
-        ours = [o for o in optimizers if any(p in o.state or p for g in o.param_groups for p in g["params"])]
-        plan.apply(model, ours, verify=None)
 
 
 def _check_sizes(plan: Plan, after: Graph, ports: Sequence[Port]) -> None:

@@ -98,5 +98,10 @@ def requests(graph: Graph, ports: Sequence[Port]) -> Asked:
     return asked
 
 
+def with_size(shape: Sequence[int], dim: int | None, size: int | None) -> tuple[int, ...]:
+    """A shape with another size in one dim; as it is, where that is not known."""
+    return tuple(n if size is None or dim is None or d != dim % len(shape) else size for d, n in enumerate(shape))
+
+
 def _size(graph: Graph, labels: Any, name: str) -> Affine:
     return Affine.of(Extent(labels, owner=graph.coupling), name)

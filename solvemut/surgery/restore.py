@@ -17,6 +17,10 @@ class Snapshot:
         self.modules = [(m, dict(vars(m)), _contents(vars(m))) for m in model.modules()]
         tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
         self.tensors = [(t, t.data, t.grad) for t in tensors.values()]
+        hooks: list[Any] = [
+            h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+        ]
+        self.chains = [(h, list(h.modules)) for h in hooks if isinstance(getattr(h, "modules", None), list)]
         self.groups = [(o, [(g, list(g["params"])) for g in o.param_groups]) for o in optimizers]
         self.state = [(o, {p: dict(s) for p, s in o.state.items()}) for o in optimizers]
 
@@ -29,6 +33,8 @@ class Snapshot:
                 held = attributes[name]
                 held.clear()
                 held.extend(content) if isinstance(held, list) else held.update(content)
+        for hook, chain in self.chains:
+            hook.modules = chain
         for tensor, data, grad in self.tensors:
             tensor.grad = None
             tensor.data = data
