@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from .apply import Optimizers, Plan, check_how, optimizers_of
 from .arguments import flag, items, names, one_of, shown, whole
 from .coupling import couple
 from .errors import CaptureError, InfeasibleError, PlanMismatchError, RequestError, TimeLimitError, UnsupportedOpError
-from .graph import Graph
+from .graph import Graph, Vertex
 from .interrupts import deferred
 from .problem import Problem, check_fresh
 from .report import one_line, short
@@ -101,6 +102,7 @@ def _named(module: Any, name: Any, graph: Graph) -> list[tuple[str, nn.Module]]:
     return found
 
 
+log = logging.getLogger("solvemut")
 _OPTIONS: dict[str, Any] = {
     "values": None,
     "grow": None,
@@ -122,7 +124,8 @@ class Mutator:
     >>> plan.sizes["0"], model[0].weight.shape, mut.graph["0"].nout
     ((16, 7), torch.Size([7, 4]), 7)
 
-    `history` holds the plans applied so far; `plan.back` of each says which positions had stayed, and what the
+    `after_change` is called with every vertex whose sizes changed, and the plan; the log "solvemut" has a line for
+    each. `history` holds the plans applied so far; `plan.back` of each says which positions had stayed, and what the
     attributes were.
 
     >>> mut, mut.history[0].back.selection.indices["0.bias"][0].count(-1)
@@ -139,6 +142,7 @@ class Mutator:
         followers: Sequence[nn.Module] = (),
         modes: str | Sequence[str] = MODES,
         methods: Mapping[str, Any] | None = None,
+        after_change: Callable[[Vertex, Plan], Any] | None = None,
     ) -> None:
         optimizers_of(optimizer)
         followers = () if followers is None else [followers] if isinstance(followers, nn.Module) else followers
@@ -149,6 +153,7 @@ class Mutator:
         self.followers = followers
         self.graph = capture(model, args, kwargs, strict, modes, methods)
         self.history: tuple[Plan, ...] = ()
+        self.after_change = after_change  # called with each vertex whose sizes changed, and the plan
 
     def __repr__(self) -> str:
         graph, n = self.graph, len(self.history)
@@ -338,7 +343,7 @@ class Mutator:
                 operation, self.model, self.graph, optimizers, dry_run, given["values"], given["grow"], how
             )
             if not dry_run:
-                self.graph, self.history = graph, (*self.history, plan)
+                self._done(plan, graph)
         return plan
 
     @staticmethod
@@ -362,10 +367,22 @@ class Mutator:
             except PlanMismatchError:
                 check_fresh(self.graph)  # says so, where the model was changed by somebody else
                 raise
-            if plan.graph is not None:
-                self.graph = replace(plan.graph, model=self.model)
-            self.history = (*self.history, replace(plan, graph=None))  # without the graphs, which are large
+            graph = self.graph if plan.graph is None else replace(plan.graph, model=self.model)
+            self._done(replace(plan, graph=None), graph)  # without the graphs, which are large
         return plan
+
+    def _done(self, plan: Plan, graph: Graph) -> None:
+        """A mutation was made: keep it, log what changed, and tell who asked to be told."""
+        before = {v.name: v for v in self.graph.vertices}
+        self.graph, self.history = graph, (*self.history, plan)
+        for v in graph.vertices:
+            old = before.get(v.name)
+            if old is not None and (old.nin, old.nout) == (v.nin, v.nout):
+                continue
+            told = "new" if old is None else f"{old.nin} -> {old.nout}"
+            log.info("%s: %s, now %s -> %s", v.name, told, v.nin, v.nout)
+            if self.after_change is not None:
+                self.after_change(v, plan)
 
     def copy(self) -> Mutator:
         """A mutator of a deep copy of the model, without an optimizer."""

@@ -285,3 +285,16 @@ def test_globs_and_constraints_together():
     mut = mutator(chain(3, 8, 8, 8, 2), 3)
     plan = mut.resize({"[01]": sm.ratio(0.5)}, constraints=lambda g: g["2"].out <= 6)
     assert [plan.sizes[k][1] for k in "0123"] == [4, 4, 6, 2]
+
+
+def test_what_changed_is_logged_and_told(caplog):
+    told: list[Any] = []
+    model = chain(3, 5, 4, 2)
+    mut = sm.Mutator(model, torch.ones(1, 3), after_change=lambda v, plan: told.append((v.name, v.nin, v.nout, plan)))
+    with caplog.at_level("INFO", logger="solvemut"):
+        plan = mut.resize({"0": -2})
+        mut.resize({"0": 0})
+    assert [t[:3] for t in told] == [("0", [3], 3), ("1", [3], 4)]
+    assert all(t[3].sizes == plan.sizes for t in told)
+    lines = [r.getMessage() for r in caplog.records if r.name == "solvemut"]
+    assert lines == ["0: [3] -> 5, now [3] -> 3", "1: [5] -> 4, now [3] -> 4"]
