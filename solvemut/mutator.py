@@ -20,7 +20,7 @@ from .problem import Problem, check_fresh
 from .report import one_line, short
 from .requests import asked, budget_of
 from .tracing import MODES, check_methods, check_modes, examples_of, to_text, trace_examples, unwrapped
-from .values import Values
+from .values import Tracker, Values
 
 
 def capture(
@@ -113,6 +113,7 @@ class Mutator:
         self.followers = followers
         self.graph = capture(model, args, kwargs, strict, modes, methods)
         self.history: tuple[Plan, ...] = ()
+        self.trackers: tuple[Tracker, ...] = ()  # values.track enters them here, so that they follow each plan
 
     def __repr__(self) -> str:
         graph, n = self.graph, len(self.history)
@@ -172,6 +173,8 @@ class Mutator:
             raise RequestError(f"apply takes a Plan, as prune and Plan.load give it, not {shown(plan)}")
         with deferred():  # an interrupt finds the graph of the model as it is
             try:
+                for tracker in self.trackers:
+                    tracker.check(plan)
                 plan.apply(self.model, self.optimizer, self.followers, verify)
             except PlanMismatchError:
                 check_fresh(self.graph)  # says so, where the model was changed by somebody else
@@ -179,13 +182,15 @@ class Mutator:
             if plan.graph is not None:
                 self.graph = replace(plan.graph, model=self.model)
             self.history = (*self.history, replace(plan, graph=None))  # without the graphs, which are large
+            for tracker in self.trackers:
+                tracker.follow(plan)
         return plan
 
     def copy(self) -> Mutator:
         """A mutator of a deep copy of the model, without an optimizer."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
-        other.optimizer, other.followers = None, ()
+        other.optimizer, other.followers, other.trackers = None, (), ()
         other.graph = replace(self.graph, model=other.model)
         return other
 

@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "edits": {"trace"},
     "plan": {"edits", "graph"},
     "tracing": {"rules"},
-    "values": {"graph", "interrupts"},
+    "values": {"interrupts", "plan", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
 }
