@@ -171,10 +171,18 @@ def _backward(model: nn.Module, batch: Any, loss: Callable[..., torch.Tensor], n
     found.backward()
 
 
-def makers(model: nn.Module, graph: Graph) -> list[Vertex]:
-    """The vertices that are a called module whose output has the units that it makes."""
-    modules = dict(model.named_modules())
-    return [v for v in graph.vertices if v.makes_units and v.name in modules and v.dim is not None]
+def makers(model: nn.Module, graph: Graph) -> dict[str, tuple[Vertex, int]]:
+    """The called modules whose output has the units that they make, and the dim of these, counted from the end.
+
+    Calls differ in how many dims stand in front. Units that are spread over several dims are left out.
+    """
+    modules, found = dict(model.named_modules()), {}
+    for v in graph.vertices:
+        if v.makes_units and v.name in modules and v.dim is not None and v.nodes:
+            shape = graph.coupling.trace.shape(v.nodes[-1])
+            if shape[v.dim] == len(v.units):
+                found[v.name] = (v, v.dim - len(shape))
+    return found
 
 
 def written_over(graph: Graph) -> set[str]:
@@ -191,7 +199,7 @@ def _activation_scores(
     model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callable[..., torch.Tensor]
 ) -> np.ndarray:
     modules = dict(model.named_modules())
-    places = {v.name: (v.units, v.dim) for v in makers(model, graph) if v.dim is not None}
+    places = makers(model, graph)
     copied = written_over(graph)
     seen: dict[str, list[torch.Tensor]] = {}
     handles = []
@@ -199,14 +207,14 @@ def _activation_scores(
 
     def collect(name: str, value: torch.Tensor, grad: torch.Tensor | None) -> None:
         if grad is not None:
-            units, axis = places[name]
-            np.add.at(total, units, position_means(value, grad, axis).abs().mean(0).cpu().numpy())
+            vertex, axis = places[name]
+            np.add.at(total, vertex.units, position_means(value, grad, axis).abs().mean(0).cpu().numpy())
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if not (isinstance(out, torch.Tensor) and out.requires_grad):
                 return
-            if copied.isdisjoint(graph[name].nodes):
+            if copied.isdisjoint(places[name][0].nodes):
                 out.retain_grad()
                 seen.setdefault(name, []).append(out)
             else:  # of a tensor that is written over later, this is the gradient before that

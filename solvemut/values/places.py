@@ -13,7 +13,7 @@ from torch import nn
 from ..edits import rows_of
 from ..errors import PlanMismatchError
 from ..flow import FIXED
-from ..graph import Graph, Vertex
+from ..graph import Graph
 from ..plan import PlanRecord
 from .data import makers, written_over
 
@@ -64,7 +64,7 @@ def unseen(shape: tuple[int, ...], dim: int, **about: Any) -> Place:
 def units_at(model: nn.Module, graph: Graph, activation: bool) -> dict[str, np.ndarray]:
     """The unit classes of every place: of the layers that make units, or of the dims of parameters."""
     if activation:
-        return {v.name: v.units for v in _layers(model, graph)}
+        return {name: v.units for name, (v, _) in makers(model, graph).items()}
     return {key: units for key, (units, _, _) in _dims(graph).items()}
 
 
@@ -77,20 +77,11 @@ def places_of(model: nn.Module, graph: Graph, activation: bool) -> dict[str, Pla
     stands = _positions(dims)
     changed = written_over(graph)
     found = {}
-    for v in _layers(model, graph):
+    for name, (v, axis) in makers(model, graph).items():
         where = same.get(v.units.astype(int).tobytes())
         at = () if where else tuple(stands.get(u, ("", 0, 0)) for u in v.units.tolist())
-        axis = (v.dim or 0) - len(graph.coupling.trace.shape(v.nodes[-1]))
-        found[v.name] = unseen(
-            v.units.shape, axis, tensor=where, stands=at, overwritten=not changed.isdisjoint(v.nodes)
-        )
+        found[name] = unseen(v.units.shape, axis, tensor=where, stands=at, overwritten=not changed.isdisjoint(v.nodes))
     return found
-
-
-def _layers(model: nn.Module, graph: Graph) -> list[Vertex]:
-    """Layers with one dim of units; units spread over several dims of an output are no numbers of its channels."""
-    shape = graph.coupling.trace.shape
-    return [v for v in makers(model, graph) if v.nodes and shape(v.nodes[-1])[v.dim or 0] == len(v.units)]
 
 
 def _dims(graph: Graph) -> dict[str, tuple[np.ndarray, str, int]]:

@@ -304,8 +304,9 @@ class Tracker(Metric):
         self._check_shapes({key: u.shape for key, u in units.items()}, "the graph")
         total, count = np.zeros(graph.coupling.n_units), np.zeros(graph.coupling.n_units)
         for key, place in self._places.items():
-            np.add.at(total, units[key].reshape(-1), place.average.cpu().numpy().reshape(-1))
-            np.add.at(count, units[key].reshape(-1), int(place.seen) > 0)
+            if int(place.seen) > 0:
+                np.add.at(total, units[key].reshape(-1), place.average.cpu().numpy().reshape(-1))
+                np.add.at(count, units[key].reshape(-1), 1)
         free = ~graph.coupling.frozen
         free[FIXED] = False
         starved = [key for key, u in units.items() if (free[u] & (count[u] == 0)).any()]
