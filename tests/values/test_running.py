@@ -725,6 +725,7 @@ def test_compiled_models(when):
 def replica_of(module: nn.Module) -> Any:
     """As torch.nn.parallel.replicate makes it, on the same device."""
     replica = module._replicate_for_data_parallel()
+    replica._parameters.update(module._parameters)
     for name, child in module.named_children():
         replica._modules[name] = replica_of(child)
     return replica
