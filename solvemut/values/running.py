@@ -423,7 +423,7 @@ class _Hook:
         self.tracker, self.module, self.call = tracker, module, call
 
     def __call__(self, module: nn.Module, *call: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         if module is self.module:
             self.call(*call)
