@@ -193,9 +193,22 @@ def test_on_an_accelerator(activation):
     backward(model, x)
 
 
-# -- what is refused and told of -----------------------------------------------------------------------------------------
+# -- what is refused and told of ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: sm.values.track(mlp()), "args: give example inputs"),
+        (lambda: sm.values.track("model", batch_of()), "track takes a Mutator"),
+        (lambda: sm.values.track(sm.Mutator(mlp(), batch_of()), batch_of()), "has example inputs already"),
+        (lambda: sm.values.track(mlp(), batch_of(), every=0), "every: give an int of at least 1"),
+        (lambda: sm.values.track(mlp(), batch_of(), decay=1), "decay: give a number"),
+        (lambda: sm.values.track(mlp(), batch_of(), decay=-0.1), "decay: give a number"),
+        (lambda: sm.values.track(mlp(), batch_of(), normalize="median"), "normalize"),
+        (lambda: unit_values(sm.values.track, mlp(), sm.capture(mlp(), batch_of())), "was not called"),
+    ],
+)
 def test_arguments_that_make_no_sense(given, message):
     with pytest.raises(sm.errors.ValuesError, match=message):
         given()

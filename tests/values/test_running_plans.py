@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import io
-import pickle
 import warnings
-import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -19,17 +16,14 @@ import pytest
 import torch
 from nets import NETS
 from oracles import randomise
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-from tracked import MODES, ORACLE, backward, batch_of, feed, hooks_of, linear_to_mean, loss, mlp, on_batch, placed
+from tracked import MODES, backward, batch_of, hooks_of, mlp
 from training import assert_untouched, snapshot
 
 import solvemut as sm
 from solvemut.apply.tensors import select
 from solvemut.edits import Selection
-from solvemut.values import data, unit_values
+from solvemut.values import unit_values
 from solvemut.values.places import EPS, check, followed, unseen
-
 
 # -- through plans -----------------------------------------------------------------------------------------------------
 
@@ -277,18 +271,3 @@ def test_a_state_of_other_units_is_refused_and_changes_nothing(how):
     after = tracker.state_dict()
     assert after["calls"] == 1 and all(torch.equal(a, after["average"][k]) for k, a in before["average"].items())
     tracker.load_state_dict(before)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (lambda: sm.values.track(mlp()), "args: give example inputs"),
-        (lambda: sm.values.track("model", batch_of()), "track takes a Mutator"),
-        (lambda: sm.values.track(sm.Mutator(mlp(), batch_of()), batch_of()), "has example inputs already"),
-        (lambda: sm.values.track(mlp(), batch_of(), every=0), "every: give an int of at least 1"),
-        (lambda: sm.values.track(mlp(), batch_of(), decay=1), "decay: give a number"),
-        (lambda: sm.values.track(mlp(), batch_of(), decay=-0.1), "decay: give a number"),
-        (lambda: sm.values.track(mlp(), batch_of(), normalize="median"), "normalize"),
-        (lambda: unit_values(sm.values.track, mlp(), sm.capture(mlp(), batch_of())), "was not called"),
-    ],
-)
