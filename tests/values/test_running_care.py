@@ -150,6 +150,7 @@ def test_replicas_are_told_of_and_not_observed():
     assert tracker.calls == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
 def test_traces_and_exports_by_torch_see_no_hooks():
     model, x = mlp(), batch_of()
     tracker = sm.values.track(model, x)
@@ -180,6 +181,7 @@ def test_function_transforms_run_through():
     assert all(torch.isfinite(a).all() and len(a) == len(before[k]) for k, a in tracker.averages.items())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, none here")
 @MODES
 def test_on_an_accelerator(activation):
@@ -230,7 +232,7 @@ def test_units_that_no_layer_puts_out_are_told_of():
             self.w, self.b = nn.Parameter(torch.randn(8, 4)), nn.Linear(8, 2)
 
         def forward(self, x):
-            return self.b(nn.functional.linear(x, self.w).relu())
+            return self.b(nn.functional.linear(x, self.w))
 
     model, x = Weight(), torch.randn(3, 4)
     with pytest.warns(UserWarning, match=r"no layer's output has the units of w .* activation=False"):
