@@ -125,9 +125,10 @@ class Tracker(Metric):
     __hash__ = object.__hash__
 
     def _forget_forward(self) -> None:
-        self._begun = self._active = self._unseen = False
+        self._begun = self._active = self._unseen = self._rooted = False
         self._answered = True
         self._first: str | None = None
+        self._task = -1
 
     def __getstate__(self) -> dict[str, Any]:
         self._flush()
@@ -198,7 +199,7 @@ class Tracker(Metric):
         if not torch.is_grad_enabled():
             self._unseen = True
         elif self._unseen or not _in_backward():  # in a backward it is a checkpoint's second run of what was seen
-            self._unseen = False
+            self._unseen, self._rooted = False, True
             self._begin(None)
 
     def _layer_called(self, key: str, args: Any, out: Any) -> None:
@@ -261,7 +262,12 @@ class Tracker(Metric):
             self._collect(slot, position_means(value, grad.detach(), place.dim))
 
     def _weights_reached(self, name: str, grad: torch.Tensor | None) -> None:
-        if grad is None or not self._active or measuring():
+        if grad is None or measuring():
+            return
+        if not self._rooted and (task := _task()) != self._task:  # other methods were called: each backward counts
+            self._task = task
+            self._begin(None)
+        if not self._active:
             return
         parameter = self._held[name][0].detach()
         with torch.no_grad():
@@ -443,4 +449,9 @@ def _nothing(*call: Any) -> None:
 
 
 def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+    return _task() != -1
+
+
+def _task() -> int:
+    """The number of the backward pass that runs in this thread, -1 for none."""
+    return torch._C._current_graph_task_id()

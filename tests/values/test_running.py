@@ -248,8 +248,9 @@ def test_two_forwards_before_one_backward_are_two_observations():
     assert tracker.calls == 2
 
 
-def test_layers_called_by_another_method():
-    """Without the model's own forward, a forward begins where gradients have come since, or at the same layer."""
+@MODES
+def test_layers_called_by_another_method(activation):
+    """Without the model's own forward, a forward begins where gradients have come since, or with a backward."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -265,10 +266,11 @@ def test_layers_called_by_another_method():
     model = Two().double()
     model.load_state_dict(dict(zip(("a.weight", "b.weight"), linear_to_mean().state_dict().values(), strict=True)))
     one = torch.ones(1, 1, dtype=torch.float64)
-    tracker = sm.values.track(model, one, every=2, decay=0.5)
+    tracker = sm.values.track(model, one, activation=activation, every=2, decay=0.5)
     for x in (1, 50, 3, 50, 3):
         model.project(x * one).sum().backward()
-    np.testing.assert_allclose(tracker.averages["a"], np.array([1, 2, 3]) * (0.5 * 2 + 0.5 * 3))
+    key = "a" if activation else "a.weight[dim 0]"
+    np.testing.assert_allclose(tracker.averages[key], np.array([1, 2, 3]) * (0.5 * 2 + 0.5 * 3))
     assert tracker.calls == 5
 
 

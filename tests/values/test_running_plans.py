@@ -120,6 +120,18 @@ def test_a_tracker_of_a_model_is_told_of_plans():
         tracker.follow("plan")
 
 
+def test_a_plan_from_a_file_is_followed():
+    model, x = mlp(), batch_of()
+    mut = sm.Mutator(model, x)
+    tracker = sm.values.track(mut)
+    backward(model, x)
+    numbers = tracker.averages["2"]
+    plan = sm.Plan.from_json(mut.prune(params=0.5, values=tracker, dry_run=True).to_json())
+    mut.apply(plan)
+    index = plan.indices["2.weight"][0]
+    assert len(index) < 6 and tracker.averages["2"].tolist() == followed_by_hand(numbers, index)
+
+
 def test_a_tracker_that_missed_a_plan_stops_the_next():
     model, x = mlp(), batch_of()
     mut = sm.Mutator(model, x)
