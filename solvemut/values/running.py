@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -150,14 +150,17 @@ class Tracker(Metric):
     def _hook(self) -> None:
         self._handles.append(self._model.register_forward_pre_hook(_Hook(self, self._model, self._model_called)))
         if self.activation:
-            modules = dict(self._model.named_modules())
-            for key in self._places:
-                hook = _Hook(self, modules[key], partial(self._layer_called, key))
-                self._handles.append(modules[key].register_forward_hook(hook))
+            self._hook_layers(self._places)
         else:
             self._hold_parameters()
         if self._owner is not None:
             self._owner.trackers = (*self._owner.trackers, self)
+
+    def _hook_layers(self, keys: Iterable[str]) -> None:
+        modules = dict(self._model.named_modules())
+        for key in keys:
+            hook = _Hook(self, modules[key], partial(self._layer_called, key))
+            self._handles.append(modules[key].register_forward_hook(hook))
 
     def remove(self) -> None:
         """Take every hook away; the averages stay as they are, and follow no more plans by themselves."""
@@ -207,7 +210,7 @@ class Tracker(Metric):
             return
         if self._starts(key):
             self._begin(key)
-        if self._active:
+        if self._active and key in self._places:
             self._watch(key, out)
 
     def _begin(self, first: str | None) -> None:
@@ -306,10 +309,12 @@ class Tracker(Metric):
         """One number per unit class: the sum over the places where it is observed."""
         self._flush()
         units = units_at(model, graph, self.activation)
-        self._check_names(units.keys(), f"the graph of {graph.trace.root}")
-        self._check_shapes({key: u.shape for key, u in units.items()}, "the graph")
+        common = [key for key in self._places if key in units]  # the others make no units any more
+        self._check_names({*units, *self._places} if common else units, f"the graph of {graph.trace.root}")
+        self._check_shapes({key: units[key].shape for key in common}, "the graph")
         total, count = np.zeros(graph.coupling.n_units), np.zeros(graph.coupling.n_units)
-        for key, place in self._places.items():
+        for key in common:
+            place = self._places[key]
             if int(place.seen) > 0:
                 np.add.at(total, units[key].reshape(-1), place.average.cpu().numpy().reshape(-1))
                 np.add.at(count, units[key].reshape(-1), 1)
@@ -337,10 +342,11 @@ class Tracker(Metric):
             )
 
     def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-        for key, place in self._places.items():
-            if tuple(shapes[key]) != place.shape:
+        for key, shape in shapes.items():
+            place = self._places[key]
+            if tuple(shape) != place.shape:
                 raise ValuesError(
-                    f"{what} has {' x '.join(map(str, shapes[key]))} units of {key}, the tracker "
+                    f"{what} has {' x '.join(map(str, shape))} units of {key}, the tracker "
                     f"{' x '.join(map(str, place.shape))}; after a plan that no tracked mutator applied, call "
                     "tracker.follow(plan)"
                 )
@@ -386,9 +392,16 @@ class Tracker(Metric):
             raise ValuesError(f"follow takes a Plan that was applied to the model, not {shown(plan)}")
         self.check(plan)
         self._flush()
-        self._places = {key: followed(place, plan) for key, place in self._places.items()}
+        places = {key: followed(place, plan) for key, place in self._places.items()}
+        if plan.graph is not None and self._model is not None:  # a grouped convolution may be depthwise by now
+            now = places_of(self._model, plan.graph, self.activation)
+            places = {key: places.get(key, place) for key, place in now.items()}
+        new = [key for key in places if key not in self._places]
+        self._places = places
         self._generation += 1
         self._warned.clear()
+        if self.activation and self._model is not None:
+            self._hook_layers(new)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, and how many observations and forwards there were, to be saved beside the model's state."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import nets_attention  # noqa: F401  (enters its networks in the table)
+import nets_more  # noqa: F401
 import nets_shapes  # noqa: F401
 import numpy as np
 import pytest
@@ -201,6 +202,33 @@ def numbered(shape: torch.Size, numbers: torch.Tensor, dim: int) -> torch.Tensor
         rows = numbers.repeat_interleave(shape[0] // len(numbers), 0)
         return rows.reshape(*rows.shape, *[1] * (len(shape) - 2)).expand(shape).clone()
     return numbers.reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape).clone()
+
+
+@MODES
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_grouped_convolution_that_becomes_depthwise_makes_no_units_any_more(activation, graph):
+    n = NETS["GroupedDown"]
+    model, args = randomise(n.model()).eval(), n.args()
+    mut = sm.Mutator(model, args)
+    tracker = sm.values.track(mut, activation=activation)
+    backward(model, *args)
+    numbers = tracker.averages["0" if activation else "0.weight[dim 0]"]
+    for out in (["2"], ["0"]):
+        plan = mut.prune(constraints=lambda g, out=out: [g[k].out == 4 for k in out], dry_run=True)
+        mut.apply(plan if graph else sm.Plan.from_json(plan.to_json()))
+        if not graph:
+            mut.graph = sm.capture(model, args)
+    assert tracker.averages["0" if activation else "0.weight[dim 0]"].tolist() == followed_by_hand(
+        numbers, plan.indices["0.weight"][0]
+    )
+    anew = sm.values.track(model, args, activation=activation)
+    gone = tracker.averages.keys() - anew.averages.keys()
+    assert gone == (set() if graph else {"2"} if activation else {"2.weight[dim 1]"})
+    values = unit_values(tracker, model, mut.graph)
+    assert (values[~mut.graph.coupling.frozen] > 0).all()
+    backward(model, *args)
+    if graph:
+        anew.load_state_dict(tracker.state_dict())
 
 
 def test_new_units_start_small():
