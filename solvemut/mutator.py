@@ -24,7 +24,7 @@ from .requests import asked, budget_of
 from .resizing import Resizing
 from .surgery import Operation, connect, disconnect, insert, perform, remove
 from .tracing import MODES, check_methods, check_modes, examples_of, to_text, trace_examples, unwrapped
-from .values import Values
+from .values import Tracker, Values
 
 
 def capture(
@@ -154,6 +154,7 @@ class Mutator:
         self.graph = capture(model, args, kwargs, strict, modes, methods)
         self.history: tuple[Plan, ...] = ()
         self.after_change = after_change  # called with each vertex whose sizes changed, and the plan
+        self.trackers: tuple[Tracker, ...] = ()  # values.track enters them here, so that they follow each plan
 
     def __repr__(self) -> str:
         graph, n = self.graph, len(self.history)
@@ -363,6 +364,8 @@ class Mutator:
             raise RequestError(f"apply takes a Plan, as prune and Plan.load give it, not {shown(plan)}")
         with deferred():  # an interrupt finds the graph of the model as it is
             try:
+                for tracker in self.trackers:
+                    tracker.check(plan)
                 plan.apply(self.model, self.optimizer, self.followers, verify)
             except PlanMismatchError:
                 check_fresh(self.graph)  # says so, where the model was changed by somebody else
@@ -375,6 +378,8 @@ class Mutator:
         """A mutation was made: keep it, log what changed, and tell who asked to be told."""
         before = {v.name: v for v in self.graph.vertices}
         self.graph, self.history = graph, (*self.history, plan)
+        for tracker in self.trackers:
+            tracker.follow(replace(plan, graph=graph))
         for v in graph.vertices:
             old = before.get(v.name)
             if old is not None and (old.nin, old.nout) == (v.nin, v.nout):
@@ -388,7 +393,7 @@ class Mutator:
         """A mutator of a deep copy of the model, without an optimizer."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
-        other.optimizer, other.followers = None, ()
+        other.optimizer, other.followers, other.trackers = None, (), ()
         other.graph = replace(self.graph, model=other.model)
         return other
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..apply import Plan
 from ..coupling import couple
+from ..edits import Selection
 from ..errors import CaptureError, RequestError, SolvemutError
 from ..graph import Graph
 from ..resizing import Resizing
@@ -81,11 +82,20 @@ def perform(
     told = replace(
         plan,
         sizes={k: v for k, v in plan.sizes.items() if k not in own},
+        shapes=_without(plan.shapes, own),
+        selection=Selection(_without(plan.indices, own)),
+        units=_without(plan.units, own),
+        fills=_without(plan.fills, own),
         alters=tuple(dict.fromkeys((*changed.alters, *plan.alters))),
         notes=(operation.title, *plan.notes),
         graph=None,
     )
     return told, graph if dry_run else after
+
+
+def _without(by_name: Mapping[str, Any], ports: set[str]) -> dict[str, Any]:
+    """What is said of parameters, those of ports left out."""
+    return {k: v for k, v in by_name.items() if k.rpartition(".")[0] not in ports}
 
 
 def _aligned(graph: Graph, ports: Sequence[Port], values: Any, grow: Any, how: tuple[Any, ...]) -> Plan:

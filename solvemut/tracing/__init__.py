@@ -3,7 +3,7 @@
 from .examples import MODES, Example, check_methods, check_modes, examples_of, from_text, to_text
 from .export import calls_agree, fake_run, trace_example, trace_examples, trace_module
 from .modules import repeats
-from .wrappers import forget_compiled, unwrapped
+from .wrappers import forget_compiled, is_compiled, unwrapped
 
 __all__ = [
     "MODES",
@@ -15,6 +15,7 @@ __all__ = [
     "fake_run",
     "forget_compiled",
     "from_text",
+    "is_compiled",
     "repeats",
     "to_text",
     "trace_example",

@@ -34,7 +34,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def forget_compiled(model: nn.Module) -> None:
     """Code that torch.compile made for the old sizes is made anew when it is next run."""
-    if any(_is_compiled(m) for m in model.modules()):
+    if any(is_compiled(m) for m in model.modules()):
         torch.compiler.reset()
 
 
@@ -44,7 +44,8 @@ def _inside(model: nn.Module) -> nn.Module | None:
     return model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else None  # type: ignore[return-value]
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile stands around a module or in it."""
     return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import shown
 from ..errors import ValuesError
-from ..graph import Graph
+from ..graph import Graph, Vertex
 from ..interrupts import deferred
 from .metric import Metric
 from .weights import over_slices, wide
@@ -114,14 +114,24 @@ def _value_of(loss: Callable[..., torch.Tensor], model: nn.Module, batch: Any) -
     )
 
 
+_runs = 0  # of metrics, at this moment
+
+
+def measuring() -> bool:
+    """Whether a metric is running a model: that is no training, so whoever tracks that model looks away."""
+    return _runs > 0
+
+
 def _each_batch(
     model: nn.Module, batches: Iterable[Any], loss: Callable[..., torch.Tensor], use: Callable[[], None]
 ) -> int:
     """Run the loss and its gradients batch by batch, `use` after each, and leave the model as it was; how many."""
+    global _runs
     n = 0
     grad = torch.is_grad_enabled()
     with deferred() as interrupts:
         give_back = _kept_state(model)
+        _runs += 1
         try:
             model.eval()
             for p in model.parameters():
@@ -131,6 +141,7 @@ def _each_batch(
                     _backward(model, _plain(batch), loss, n)
                     use()
         finally:
+            _runs -= 1
             give_back()
             torch.set_grad_enabled(grad)
     if n == 0:
@@ -160,33 +171,61 @@ def _backward(model: nn.Module, batch: Any, loss: Callable[..., torch.Tensor], n
     found.backward()
 
 
+def makers(model: nn.Module, graph: Graph) -> dict[str, tuple[Vertex, int]]:
+    """The called modules whose output has the units that they make, and the dim of these, counted from the end.
+
+    Calls differ in how many dims stand in front. Units that are spread over several dims are left out.
+    """
+    modules, found = dict(model.named_modules()), {}
+    for v in graph.vertices:
+        if v.makes_units and v.name in modules and v.dim is not None and v.nodes:
+            shape = graph.coupling.trace.shape(v.nodes[-1])
+            if shape[v.dim] == len(v.units):
+                found[v.name] = (v, v.dim - len(shape))
+    return found
+
+
+def written_over(graph: Graph) -> set[str]:
+    """What operations such as relu_ and add_ write over, as far as the trace shows."""
+    found = set()
+    for node in graph.coupling.trace.nodes:
+        rest = node.name.removeprefix(node.op)
+        if rest == "_" or rest.startswith("__"):
+            found.update(list(node.refs())[:1])
+    return found
+
+
 def _activation_scores(
     model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callable[..., torch.Tensor]
 ) -> np.ndarray:
     modules = dict(model.named_modules())
-    places: dict[str, tuple[np.ndarray, int]] = {}
-    for v in graph.vertices:
-        if v.makes_units and v.name in modules and v.dim is not None:
-            places[v.name] = (v.units, v.dim)
+    places = makers(model, graph)
+    copied = written_over(graph)
     seen: dict[str, list[torch.Tensor]] = {}
     handles = []
+    total = np.zeros(graph.coupling.n_units)
+
+    def collect(name: str, value: torch.Tensor, grad: torch.Tensor | None) -> None:
+        if grad is not None:
+            vertex, axis = places[name]
+            np.add.at(total, vertex.units, position_means(value, grad, axis).abs().mean(0).cpu().numpy())
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            if isinstance(out, torch.Tensor) and out.requires_grad:
+            if not (isinstance(out, torch.Tensor) and out.requires_grad):
+                return
+            if copied.isdisjoint(places[name][0].nodes):
                 out.retain_grad()
                 seen.setdefault(name, []).append(out)
+            else:  # of a tensor that is written over later, this is the gradient before that
+                out.register_hook(partial(collect, name, out.detach().clone()))
 
         return hook
 
-    total = np.zeros(graph.coupling.n_units)
-
     def add() -> None:
         for name, outs in seen.items():
-            units, axis = places[name]
             for out in outs:
-                if out.grad is not None:
-                    np.add.at(total, units, _taylor_of(out, axis))
+                collect(name, out.detach(), out.grad)
         seen.clear()
 
     with deferred():
@@ -200,9 +239,8 @@ def _activation_scores(
     return total / n
 
 
-def _taylor_of(out: torch.Tensor, axis: int) -> np.ndarray:
-    """Per unit: |mean over positions of activation * gradient|, averaged over the batch (dim 0, unless it is units)."""
-    assert out.grad is not None
-    c = (wide(out.detach()) * wide(out.grad)).movedim(axis, -1)
+def position_means(value: torch.Tensor, grad: torch.Tensor, axis: int) -> torch.Tensor:
+    """[batch, units]: the mean over positions of value * gradient. The batch is dim 0, unless that is the units."""
+    c = (wide(value) * wide(grad)).movedim(axis, -1)
     batch = c.shape[0] if c.ndim > 1 else 1
-    return c.reshape(batch, -1, c.shape[-1]).mean(1).abs().mean(0).cpu().numpy()
+    return c.reshape(batch, -1, c.shape[-1]).mean(1)

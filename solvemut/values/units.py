@@ -16,6 +16,7 @@ from ..flow import FIXED
 from ..graph import Graph
 from .data import activation, taylor
 from .metric import Metric, Values
+from .running import track
 from .weights import bn_scale, constant, magnitude, random, wide
 
 
@@ -48,7 +49,7 @@ def _scores(metric: Metric, model: nn.Module, graph: Graph) -> np.ndarray:
 
 def _check_callable(values: Callable[..., Any]) -> None:
     """Raises ValuesError for what is not meant to be called with a vertex."""
-    if any(values is f for f in (magnitude, bn_scale, taylor, activation, random, constant)):
+    if any(values is f for f in (magnitude, bn_scale, taylor, activation, random, constant, track)):
         name = values.__name__
         raise ValuesError(f"values=solvemut.values.{name}: this makes a metric and was not called; give {name}(...)")
     if (why := takes_one(values)) is not None:

@@ -97,14 +97,18 @@ def over_slices(
         if c is None:
             continue
         units = coupling.units(extent)
-        if extent.per_row:  # [groups, inputs]: group g owns rows g of dim 0
-            g = units.shape[0]
-            c = c.reshape(g, c.shape[0] // g, *c.shape[1:]).movedim(2, 1).flatten(2).sum(2)
-        else:
-            c = c.movedim(dim, 0).reshape(units.size, -1).sum(1)
+        c = slice_sums(c, dim, units.shape if extent.per_row else (units.size,))
         scores = scale * finish(c.double().cpu().numpy())
         np.add.at(total, units.reshape(-1), scores.reshape(-1))
     return total
+
+
+def slice_sums(c: torch.Tensor, dim: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The sum over each slice along a dim; of shape [groups, inputs] where group g has inputs and rows of its own."""
+    if len(shape) == 1:
+        return c.movedim(dim, 0).reshape(shape[0], -1).sum(1)
+    groups = shape[0]  # group g owns rows g of dim 0
+    return c.reshape(groups, c.shape[0] // groups, *c.shape[1:]).movedim(2, 1).flatten(2).sum(2)
 
 
 def wide(t: torch.Tensor) -> torch.Tensor:

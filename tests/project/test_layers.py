@@ -32,7 +32,7 @@ LAYERS: dict[str, set[str]] = {
     "edits": {"trace"},
     "plan": {"edits", "graph"},
     "tracing": {"rules"},
-    "values": {"graph", "interrupts"},
+    "values": {"interrupts", "plan", "tracing"},
     "building": {"arguments", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
