@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -169,7 +169,7 @@ class Graph:
         slots = [(r, feature_dim(n)) for n in nodes for r in n.refs() if r not in self.trace.params]
         outside = [(r, dim) for r, dim in slots if r not in made] or slots[:1]
         ins = tuple(self._affine(r, f"{name}.ins[{k}]", dim) for k, (r, dim) in enumerate(outside))
-        last = nodes[-1]
+        last = _result(nodes)
         units, dim = self._features.units(last.name)
         labels = self._features.labels(last.name)
         out = (
@@ -261,3 +261,16 @@ def _unused(name: str, taken: Container[str]) -> str:
 
 def _is_shown(node: Node) -> bool:
     return node.op not in OPS or OPS[node.op].shown
+
+
+def _result(nodes: Sequence[Node]) -> Node:
+    """The node whose value is what a vertex puts out: the last; of a layer that returns states too, its first."""
+    several = next((n for n in reversed(nodes) if n.is_list and feature_dim(n) is not None), None)
+    found = None if several is None else next((n for n in nodes if _is_first_of(n, several)), None)
+    if found is None:
+        return nodes[-1]
+    return next((n for n in nodes if n.op == "squeeze" and found.name in n.refs()), found)  # it gave itself a batch
+
+
+def _is_first_of(node: Node, several: Node) -> bool:
+    return node.op == "getitem" and node.args["a"].name == several.name and node.args["b"] == 0
