@@ -104,21 +104,21 @@ class Graph:
         """Nodes by vertex: one call of a leaf module is one vertex, an operation in a container is another."""
         containers: set[str] = {""}
         for node in self.trace.nodes:
-            parts = node.module.split(".")
+            parts = _home(node).split(".")
             containers.update(".".join(parts[:k]) for k in range(1, len(parts)))
         calls: dict[str, list[Node]] = {}
         last, name = None, ""
-        shown = {*containers, *(n.module for n in self.trace.nodes if not n.tag)}
-        for node in self.trace.nodes:
-            if node.tag and node.module in shown:
+        shown = {*containers, *(_home(n) for n in self.trace.nodes if not n.tag)}
+        for node, home in ((n, _home(n)) for n in self.trace.nodes):
+            if node.tag and home in shown:
                 continue  # another call shows only the layers that no earlier call runs
-            if node.module in containers:
+            if home in containers:
                 calls[_unused(self._weight_of(node) or node.name, calls)] = [node]
                 last = None
                 continue
-            if node.module != last:
-                name = _unused(node.module, calls)
-                last = node.module
+            if home != last:
+                name = _unused(home, calls)
+                last = home
             calls.setdefault(name, []).append(node)
         return {k: nodes for k, nodes in calls.items() if any(_is_shown(n) for n in nodes)}
 
@@ -257,6 +257,11 @@ class Graph:
 def _unused(name: str, taken: Container[str]) -> str:
     """The name, or the name with the number of its call."""
     return next(n for k in count(1) if (n := name if k == 1 else f"{name}#{k}") not in taken)
+
+
+def _home(node: Node) -> str:
+    """The module that a node stands in; what computes a weight stands in the layer that uses it."""
+    return f".{node.module}".split(".parametrizations.")[0][1:]
 
 
 def _is_shown(node: Node) -> bool:

@@ -82,8 +82,18 @@ def _least(node: Node, x: Labels, others: Sequence[int]) -> int:
     return correction // max(1, prod([x.shape[k] for k in others if x.factor(k) is None])) + 1
 
 
-def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: str, shape: tuple[int, ...]) -> Labels:
-    """A sum of products: one letter per dim, equal letters are the same units, letters that `out` lacks are summed."""
+def contract(
+    flow: Flow,
+    operands: Sequence[Labels],
+    terms: Sequence[str],
+    out: str,
+    shape: tuple[int, ...],
+    counted: bool = True,
+) -> Labels:
+    """A sum of products: one letter per dim, equal letters are the same units, letters that `out` lacks are summed.
+
+    Products that torch's FLOP counter does not know, those with vectors, are not `counted`.
+    """
     units: dict[str, np.ndarray | None] = {}
     sizes: dict[str, int] = {}
     most: dict[str, int] = {}
@@ -105,11 +115,19 @@ def contract(flow: Flow, operands: Sequence[Labels], terms: Sequence[str], out: 
             else:
                 flow.merge(units[letter], x.dim(d), (x.shape[d],))
                 units[letter] = x.dim(d) if units[letter] is None else units[letter]
-    flow.work([sizes[k] if (u := units[k]) is None else u for k in sizes])
+    if counted:
+        flow.work([sizes[k] if (u := units[k]) is None else u for k in sizes])
     return Labels.of(shape, {d: units[letter] for d, letter in enumerate(out)})
 
 
-@op("matmul bmm mm mv dot linalg_matmul", ints="")
+@op("dot vdot", ints="")
+def _dot(flow: Flow, node: Node) -> Labels:
+    a, b = (flow.labels(Ref(r)) for r in node.refs())
+    flow.note(a.dim(0), f"{node.op} runs over the units that stay")
+    return contract(flow, [a, b], ["k", "k"], "", node.shape, counted=False)
+
+
+@op("matmul bmm mm mv linalg_matmul", ints="")
 def _matmul(flow: Flow, node: Node) -> Labels:
     a, b = (flow.labels(Ref(r)) for r in node.refs())
     n = max(a.ndim, b.ndim, 2) - 2
@@ -117,7 +135,7 @@ def _matmul(flow: Flow, node: Node) -> Labels:
     left = "k" if a.ndim == 1 else lead[n - (a.ndim - 2) :] + "ik"
     right = "k" if b.ndim == 1 else lead[n - (b.ndim - 2) :] + "kj"
     out = lead + ("" if a.ndim == 1 else "i") + ("" if b.ndim == 1 else "j")
-    return contract(flow, [a, b], [left, right], out, node.shape)
+    return contract(flow, [a, b], [left, right], out, node.shape, counted=b.ndim > 1)
 
 
 @op("addmm baddbmm addbmm addmv", ints="alpha beta")
@@ -126,7 +144,7 @@ def _addmm(flow: Flow, node: Node) -> Labels:
     a, b = (flow.labels(node.args[k]) for k in names)
     terms = {"addmm": ("ik", "kj", "ij"), "addmv": ("ik", "k", "i"), "addbmm": ("bik", "bkj", "ij")}
     left, right, out = terms.get(node.op, ("bik", "bkj", "bij"))
-    y = contract(flow, [a, b], [left, right], out, node.shape)
+    y = contract(flow, [a, b], [left, right], out, node.shape, counted=node.op in ("addmm", "baddbmm"))
     return broadcast(flow, [y, flow.labels(node.args.get("self", node.args.get("input")))], node.shape)
 
 
