@@ -19,7 +19,7 @@ from ..flow import FIXED, Extent, Labels
 from ..report import one_line
 from ..requests import Affine, Cost
 from ..rules import OPS
-from ..trace import Node, Trace
+from ..trace import Node, Trace, layer_of
 from . import text
 from .features import Features, Makers, feature_dim
 
@@ -104,12 +104,12 @@ class Graph:
         """Nodes by vertex: one call of a leaf module is one vertex, an operation in a container is another."""
         containers: set[str] = {""}
         for node in self.trace.nodes:
-            parts = _home(node).split(".")
+            parts = layer_of(node.module).split(".")
             containers.update(".".join(parts[:k]) for k in range(1, len(parts)))
         calls: dict[str, list[Node]] = {}
         last, name = None, ""
-        shown = {*containers, *(_home(n) for n in self.trace.nodes if not n.tag)}
-        for node, home in ((n, _home(n)) for n in self.trace.nodes):
+        shown = {*containers, *(layer_of(n.module) for n in self.trace.nodes if not n.tag)}
+        for node, home in ((n, layer_of(n.module)) for n in self.trace.nodes):
             if node.tag and home in shown:
                 continue  # another call shows only the layers that no earlier call runs
             if home in containers:
@@ -257,11 +257,6 @@ class Graph:
 def _unused(name: str, taken: Container[str]) -> str:
     """The name, or the name with the number of its call."""
     return next(n for k in count(1) if (n := name if k == 1 else f"{name}#{k}") not in taken)
-
-
-def _home(node: Node) -> str:
-    """The module that a node stands in; what computes a weight stands in the layer that uses it."""
-    return f".{node.module}".split(".parametrizations.")[0][1:]
 
 
 def _is_shown(node: Node) -> bool:

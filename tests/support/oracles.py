@@ -137,14 +137,12 @@ def masked(model: nn.Module, plan: Any) -> nn.Module:
     return other
 
 
-_LENGTHS = {"original1": "original0", "weight_v": "weight_g"}
-
-
 def _with_a_length(named: Mapping[str, torch.Tensor], name: str, dims: Mapping[int, Any]) -> Mapping[int, Any]:
     """Of a weight under weight norm a slice goes by its length, which is zero then: zeros have no direction."""
     head, dot, leaf = name.rpartition(".")
-    lengths = named.get(f"{head}{dot}{_LENGTHS[leaf]}") if leaf in _LENGTHS else None
-    if lengths is None:
+    length = "original0" if leaf == "original1" else f"{leaf[:-2]}_g" if leaf.endswith("_v") else leaf
+    lengths = named.get(f"{head}{dot}{length}")
+    if lengths is None or length == leaf:
         return dims
     return {d: index for d, index in dims.items() if lengths.dim() <= d or lengths.shape[d] == 1}
 
