@@ -18,7 +18,7 @@ from .op import OPS, Repeat, op
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 # What a state of zeros may go through on its way to a layer.
-_PASSES = "to clone contiguous detach alias lift_fresh expand unsqueeze squeeze view reshape getitem select".split()
+_PASSES = "to clone contiguous detach alias lift_fresh expand unsqueeze squeeze view reshape select".split()
 _LAYER, _CELL = "modules.rnn.RNNBase", "modules.rnn.RNNCellBase"
 _ZEROS = ("zeros", "new_zeros", "zeros_like")
 
@@ -191,22 +191,27 @@ def _state(flow: Flow, node: Node, ref: Ref, parts: int) -> list[np.ndarray | No
 
 
 def _is_zero(flow: Flow, ref: Ref) -> bool:
-    """Whether a value is zeros that the forward has just made, and that nothing else reads: it might write to them."""
+    """Whether a value is zeros that the forward has just made.
+
+    Nothing but recurrent layers may read them, nor any view of them, through which the forward might write.
+    """
     nodes = {n.name: n for n in flow.trace.nodes}
-    readers: dict[str, set[str]] = {}
+    readers: dict[str, list[Node]] = {}
     for n in flow.trace.nodes:
         for r in n.refs():
-            readers.setdefault(r, set()).add(n.op)
-    while (node := nodes.get(ref.name)) is not None:
-        if not readers[node.name] <= {*_PASSES, *_RECURRENT, "_assert_tensor_metadata"}:
-            return False
-        if node.op in _ZEROS:
-            return True
+            readers.setdefault(r, []).append(n)
+    node = nodes.get(ref.name)
+    while node is not None and node.op in _PASSES:
         before = list(node.refs())
-        if node.op not in _PASSES or len(before) != 1:
-            return False
-        ref = Ref(before[0])
-    return False
+        node = nodes.get(before[0]) if len(before) == 1 else None
+    if node is None or node.op not in _ZEROS:
+        return False
+    views, read = [node], set()
+    while views:
+        found = readers.get(views.pop().name, [])
+        read |= {n.op for n in found}
+        views += [n for n in found if n.op in _PASSES]
+    return read <= {*_PASSES, *_RECURRENT, "_assert_tensor_metadata"}
 
 
 def _final(flow: Flow, units: list[np.ndarray], shape: tuple[int, ...]) -> Labels:
