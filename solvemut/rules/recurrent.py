@@ -18,7 +18,9 @@ from .op import OPS, Repeat, op
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 # What a state of zeros may go through on its way to a layer.
-_PASSES = "to clone contiguous detach alias lift_fresh expand unsqueeze squeeze view reshape select".split()
+_PASSES = frozenset(
+    ("to", "clone", "contiguous", "detach", "alias", "expand", "unsqueeze", "squeeze", "view", "select")
+)
 _LAYER, _CELL = "modules.rnn.RNNBase", "modules.rnn.RNNCellBase"
 _ZEROS = ("zeros", "new_zeros", "zeros_like")
 
@@ -164,7 +166,7 @@ def _weights(node: Node, parts: int) -> list[_Weights]:
 
 def _before(flow: Flow, node: Node, parts: int) -> list[_States]:
     """The initial states, part by part."""
-    given = node.args.get("hx")
+    given = node.args["hx"]
     refs = given if isinstance(given, list) else [given]
     rows = [_state(flow, node, ref, parts) for ref in refs]
     return [_States(*part) for part in zip(*rows, strict=True)]

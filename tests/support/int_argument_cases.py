@@ -925,7 +925,7 @@ WITHOUT_RULE: dict[str, Case] = {
     "vander": ("flat", lambda m, h: torch.linalg.vander(h, N=3).sum(-1)),
     "count_nonzero": ("flat", lambda m, h: h * h.count_nonzero(1)[:, None]),
     "aminmax": ("flat", lambda m, h: h - h.aminmax(dim=1, keepdim=True)[0]),
-    "tril": ("image", lambda m, h: h.tril(1)),
+    "triu_of_pixels": ("image", lambda m, h: h.triu(1)),
     "local_response_norm": ("image", lambda m, h: F.local_response_norm(h, 3)),
     "max_unpool2d": ("image", lambda m, h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2)),
     "grid_sample": ("image", lambda m, h: F.grid_sample(h, torch.zeros(2, 3, 3, 2))),
@@ -940,7 +940,7 @@ WITHOUT_RULE: dict[str, Case] = {
     "split_then_zip": ("tokens", lambda m, h: torch.cat([x * k for k, x in enumerate(h.split(4, -1))], -1)),
     "meshgrid": ("row", lambda m, h, g: torch.meshgrid(h, g, indexing="ij")[0]),
     "prelu": ("image", extra(lambda: nn.PReLU(16), lambda m, h: m.extra(h))),
-    "lp_pool1d": ("seq", lambda m, h: F.lp_pool1d(h, 2, 2)),
+    "cummin_of_rows": ("tokens", lambda m, h: h.cummin(1)[0]),
 }
 
 
