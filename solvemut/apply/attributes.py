@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..edits import SetAttribute
 from ..errors import PlanMismatchError
@@ -64,17 +67,29 @@ Done = set[tuple[Any, ...]]  # what was edited already: a follower may share a m
 # By kind of edit what makes it in a model; each step it takes is undone by what it adds to the undo.
 EDITORS: dict[str, Callable[[nn.Module, Any, Undo, Done], None]] = {SetAttribute.kind: _set_attribute}
 
+_NO_STEP = {"do_power_iteration": False}
+
 
 def repeat_sizes(models: Sequence[nn.Module], undo: Undo) -> None:
     """Attributes of torch's own layers follow the shapes of the parameters."""
     for model in models:
         for module in model.modules():
+            _compute_weights(module, undo)
             found = {repeat.attribute: size for repeat, _, size in repeats(module)}
             if isinstance(module, nn.MultiheadAttention):
                 found |= _attention(module)
             for name, size in found.items():
                 if getattr(module, name, size) != size:
                     _assign(module, name, size, undo)
+
+
+def _compute_weights(module: nn.Module, undo: Undo) -> None:
+    """A weight that a hook computes before every forward is an attribute that keeps its old shape until then."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            with torch.no_grad():
+                new = hook.compute_weight(module, **({} if isinstance(hook, WeightNorm) else _NO_STEP))
+            _assign(module, hook.name, new, undo)
 
 
 def _attention(m: nn.MultiheadAttention) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..coupling import Coupling
 from ..flow import prod
 from ..requests import Cost, Monomial
+from ..trace import layer_of
 from .base import cost, monomial
 
 
@@ -16,7 +17,7 @@ def params(coupling: Coupling) -> Cost:
         if p.kind == "parameter":
             extents = {d: coupling.sources.get((value, d)) for d in range(len(p.shape))}
             fixed = prod([n for d, n in enumerate(p.shape) if extents[d] is None])
-            vertex = p.name.rpartition(".")[0] or p.name
+            vertex = layer_of(p.name.rpartition(".")[0]) or p.name
             monomials.append(monomial(coupling, fixed, [e for e in extents.values() if e is not None], vertex))
-    monomials += [Monomial(p.numel, (), p.name.rpartition(".")[0] or p.name) for p in coupling.trace.unused]
+    monomials += [Monomial(p.numel, (), layer_of(p.name.rpartition(".")[0]) or p.name) for p in coupling.trace.unused]
     return Cost("params", tuple(monomials), coupling)

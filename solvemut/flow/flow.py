@@ -115,6 +115,11 @@ class Flow:
         if (key := self.asked_here(labels)) is not None:
             self.produced.discard(key)
 
+    def makes(self, arg: Ref, dim: int) -> None:
+        """The present node makes the units along this dim of a parameter, though they also meet others in it."""
+        if (arg.name, dim) in self.sources and (arg.name, dim) in self._asked.values():
+            self.produced.add((arg.name, dim))
+
     def freeze(self, labels: np.ndarray, why: str) -> None:
         """These units must stay."""
         self.facts.freezes.append(Freeze(labels, self.node, why))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -20,7 +20,7 @@ from ..errors import RequestError
 from ..flow import FIXED, Extent, Labels
 from ..report import one_line
 from ..requests import Affine, Cost
-from ..trace import Node, Trace
+from ..trace import Node, Trace, layer_of
 from . import queries, text
 from .features import Features, Makers, feature_dim
 from .queries import is_shown
@@ -112,21 +112,21 @@ class Graph:
         """Nodes by vertex: one call of a leaf module is one vertex, an operation in a container is another."""
         containers: set[str] = {""}
         for node in self.trace.nodes:
-            parts = node.module.split(".")
+            parts = layer_of(node.module).split(".")
             containers.update(".".join(parts[:k]) for k in range(1, len(parts)))
         calls: dict[str, list[Node]] = {}
         last, name = None, ""
-        shown = {*containers, *(n.module for n in self.trace.nodes if not n.tag)}
-        for node in self.trace.nodes:
-            if node.tag and node.module in shown:
+        shown = {*containers, *(layer_of(n.module) for n in self.trace.nodes if not n.tag)}
+        for node, home in ((n, layer_of(n.module)) for n in self.trace.nodes):
+            if node.tag and home in shown:
                 continue  # another call shows only the layers that no earlier call runs
-            if node.module in containers:
+            if home in containers:
                 calls[_unused(self._weight_of(node) or node.name, calls)] = [node]
                 last = None
                 continue
-            if node.module != last:
-                name = _unused(node.module, calls)
-                last = node.module
+            if home != last:
+                name = _unused(home, calls)
+                last = home
             calls.setdefault(name, []).append(node)
         return {k: nodes for k, nodes in calls.items() if any(is_shown(n) for n in nodes)}
 
@@ -254,7 +254,7 @@ class Graph:
         slots = [(r, feature_dim(n)) for n in nodes for r in n.refs() if r not in self.trace.params]
         outside = [(r, dim) for r, dim in slots if r not in made] or slots[:1]
         ins = tuple(self._affine(r, f"{name}.ins[{k}]", dim) for k, (r, dim) in enumerate(outside))
-        last = nodes[-1]
+        last = _result(nodes)
         units, dim = self._features.units(last.name)
         labels = self._features.labels(last.name)
         out = (
@@ -352,3 +352,16 @@ class Graph:
 def _unused(name: str, taken: Container[str]) -> str:
     """The name, or the name with the number of its call."""
     return next(n for k in count(1) if (n := name if k == 1 else f"{name}#{k}") not in taken)
+
+
+def _result(nodes: Sequence[Node]) -> Node:
+    """The node whose value is what a vertex puts out: the last; of a layer that returns states too, its first."""
+    several = next((n for n in reversed(nodes) if n.is_list and feature_dim(n) is not None), None)
+    found = None if several is None else next((n for n in nodes if _is_first_of(n, several)), None)
+    if found is None:
+        return nodes[-1]
+    return next((n for n in nodes if n.op == "squeeze" and found.name in n.refs()), found)  # it gave itself a batch
+
+
+def _is_first_of(node: Node, several: Node) -> bool:
+    return node.op == "getitem" and node.args["a"].name == several.name and node.args["b"] == 0

@@ -15,12 +15,25 @@ from typing import Any
 from ..errors import SolvemutError
 from ..flow import Flow, Labels, Output
 from ..trace import Node, Ref
-from . import convolution, layers, products, shapes
+from . import convolution, layers, products, recurrent, shapes
 from .elementwise import elementwise, unknown
 from .notation import pattern
 from .op import DIMS, OPS, After, Op, Repeat, op
 
-__all__ = ["OPS", "After", "Op", "Repeat", "apply_rule", "convolution", "layers", "op", "pattern", "products", "shapes"]
+__all__ = [
+    "OPS",
+    "After",
+    "Op",
+    "Repeat",
+    "apply_rule",
+    "convolution",
+    "layers",
+    "op",
+    "pattern",
+    "products",
+    "recurrent",
+    "shapes",
+]
 
 
 def apply_rule(flow: Flow, node: Node) -> Output:

@@ -35,6 +35,13 @@ def norm_groups(after: After, node: Node, args: dict[str, Any]) -> None:
     args["num_groups"] = after.rows(after.labels(args["input"]).dim(1), args["num_groups"])
 
 
+def shuffled(after: After, node: Node, args: dict[str, Any]) -> None:
+    """The rows of channels that are left of those that a shuffle deals in turn."""
+    f = after.labels(node.args["self"]).factor(1)
+    if f is not None and len(f.dims) == 1:
+        args["groups"] = after.rows(f.labels, args["groups"])
+
+
 def channels(after: After, node: Node, args: dict[str, Any]) -> None:
     """The width that a norm layer says it has."""
     if "width" in args:

@@ -127,3 +127,18 @@ def _prelu(flow: Flow, node: Node) -> Labels:
         x = flow.separate(x, d)
         flow.merge(x.dim(d), w.simplified().dim(int(np.argmax(w.shape))), (x.shape[d],))
     return x
+
+
+@op("_weight_norm _weight_norm_interface", ints="")
+def _weight_norm(flow: Flow, node: Node) -> Labels:
+    """A weight of which every slice along `dim` (-1: all of it) has the length g and the direction of v."""
+    v, g = flow.labels(node.args["v"]), flow.labels(node.args["g"])
+    along = node.args.get("dim", 0)
+    for d in range(v.ndim):
+        v = flow.separate(v, d)
+        if along == -1 or d != along % v.ndim:
+            flow.note(v.dim(d), "the norm of a weight is that of the part that stays")
+        else:
+            g = flow.separate(g, d)
+            flow.merge(v.dim(d), g.dim(d), (v.shape[d],))
+    return v

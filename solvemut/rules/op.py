@@ -51,6 +51,7 @@ class Repeat:
     dim: int
     per_group: bool = False  # the size counts once for each group
     transposed_dim: int | None = None  # the dim in a transposed convolution, where it is another
+    unless: str = ""  # a tensor of the layer that tells this size instead, where there is one
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,12 @@ def contract(
     out: str,
     shape: tuple[int, ...],
     args: Sequence[Any] = (None, None),
+    counted: bool = True,
 ) -> Labels:
     """A sum of products: one letter per dim, equal letters are the same units, letters that `out` lacks are summed.
 
-    `args` are the values that the operands are, where they are arguments of the node.
+    `args` are the values that the operands are, where they are arguments of the node. Products that torch's FLOP
+    counter does not know, those with vectors, are not `counted`.
     """
     units: dict[str, np.ndarray | None] = {}
     sizes: dict[str, int] = {}
@@ -121,11 +123,19 @@ def contract(
     for letter, sides in held.items():
         if letter not in out:
             flow.contracted(sides)
-    flow.work([sizes[k] if (u := units[k]) is None else u for k in sizes])
+    if counted:
+        flow.work([sizes[k] if (u := units[k]) is None else u for k in sizes])
     return Labels.of(shape, {d: units[letter] for d, letter in enumerate(out)})
 
 
-@op("matmul bmm mm mv dot linalg_matmul", ints="")
+@op("dot vdot", ints="")
+def _dot(flow: Flow, node: Node) -> Labels:
+    a, b = (flow.labels(Ref(r)) for r in node.refs())
+    flow.note(a.dim(0), f"{node.op} runs over the units that stay")
+    return contract(flow, [a, b], ["k", "k"], "", node.shape, counted=False)
+
+
+@op("matmul bmm mm mv linalg_matmul", ints="")
 def _matmul(flow: Flow, node: Node) -> Labels:
     args = [Ref(r) for r in node.refs()]
     a, b = (flow.labels(r) for r in args)
@@ -134,7 +144,7 @@ def _matmul(flow: Flow, node: Node) -> Labels:
     left = "k" if a.ndim == 1 else lead[n - (a.ndim - 2) :] + "ik"
     right = "k" if b.ndim == 1 else lead[n - (b.ndim - 2) :] + "kj"
     out = lead + ("" if a.ndim == 1 else "i") + ("" if b.ndim == 1 else "j")
-    return contract(flow, [a, b], [left, right], out, node.shape, args)
+    return contract(flow, [a, b], [left, right], out, node.shape, args, counted=b.ndim > 1)
 
 
 @op("addmm baddbmm addbmm addmv", ints="alpha beta", fill={"self": 0, "input": 0})
@@ -143,7 +153,8 @@ def _addmm(flow: Flow, node: Node) -> Labels:
     a, b = (flow.labels(node.args[k]) for k in names)
     terms = {"addmm": ("ik", "kj", "ij"), "addmv": ("ik", "k", "i"), "addbmm": ("bik", "bkj", "ij")}
     left, right, out = terms.get(node.op, ("bik", "bkj", "bij"))
-    y = contract(flow, [a, b], [left, right], out, node.shape, [node.args[k] for k in names])
+    args, counted = [node.args[k] for k in names], node.op in ("addmm", "baddbmm")
+    y = contract(flow, [a, b], [left, right], out, node.shape, args, counted)
     return broadcast(flow, [y, flow.labels(node.args.get("self", node.args.get("input")))], node.shape)
 
 

@@ -340,6 +340,17 @@ def _pixel_shuffle(flow: Flow, node: Node) -> Labels:
     return Labels.of(node.shape, {c: np.repeat(units, node.shape[c] // len(units))})
 
 
+@op("channel_shuffle", ints="", sizes="groups", follow=follow.shuffled)
+def _channel_shuffle(flow: Flow, node: Node) -> Labels:
+    """Channels in rows, one per group, are dealt in turn."""
+    x, groups = flow.separate(flow.labels(node.args["self"]), 1), node.args["groups"]
+    batch, channels, *pixels = x.shape
+    rows = (batch, groups, channels // groups, *pixels)
+    y = flow.view(x, rows, [None, ("groups",), *[None] * (len(rows) - 2)])
+    y = y.permute([0, 2, 1, *range(3, len(rows))])
+    return flow.view(y, x.shape, [None] * x.ndim)
+
+
 @op("index", ints="")
 def _index(flow: Flow, node: Node) -> Output:
     """Advanced indexing: an indexed dim stays whole; the others pass when the indexed ones are neighbours."""

@@ -1,6 +1,6 @@
 """Trace: what a forward did, as data. No torch here."""
 
-from .data import Call, Guard, Node, Param, Ref, Trace, sizes_in
+from .data import Call, Guard, Node, Param, Ref, Trace, layer_of, sizes_in
 from .several import join
 from .sizes import Size, affine
 from .text import lines, listing
@@ -15,6 +15,7 @@ __all__ = [
     "Trace",
     "affine",
     "join",
+    "layer_of",
     "lines",
     "listing",
     "sizes_in",

@@ -113,6 +113,15 @@ def _refs(a: Any) -> Iterator[str]:
             yield from _refs(x)
 
 
+def layer_of(path: str) -> str:
+    """The layer that a module belongs to: itself, or the one whose weights it computes.
+
+    >>> layer_of("body.0"), layer_of("body.0.parametrizations.weight.0")
+    ('body.0', 'body.0')
+    """
+    return f".{path}".split(".parametrizations.")[0][1:]
+
+
 def sizes_in(a: Any) -> Iterator[Size]:
     """The sizes in nested arguments, or in calls."""
     if isinstance(a, Size):

@@ -52,7 +52,7 @@ def repeats(module: nn.Module) -> Iterator[tuple[Repeat, int, int]]:
     """The attributes in which a layer repeats a size of its tensors, with the dim and the value that gives."""
     for kind, repeat in REPEATS:
         tensor = getattr(module, repeat.tensor, None) if isinstance(module, kind) else None
-        if tensor is not None:
+        if tensor is not None and getattr(module, repeat.unless or "-", None) is None:
             transposed = repeat.transposed_dim is not None and getattr(module, "transposed", False)
             dim = repeat.transposed_dim if transposed and repeat.transposed_dim is not None else repeat.dim
             times = int(module.groups) if repeat.per_group and dim == 1 else 1  # type: ignore[arg-type]

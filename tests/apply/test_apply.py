@@ -20,6 +20,8 @@ from training import Injected, assert_untouched, planned, sliced, snapshot, step
 import solvemut as sm
 
 NAMES = ("Residual", "Dense", "InvertedResidual", "ResNeXt", "ChunkSwapped", "TiedHead")
+COMPUTED = ("WeightNormed", "SpectralNormed", "ShuffleOfGroups")
+RECURRENT = ("Tagger", "ProjectedLstm", "GruAttention", "LstmCellLoop", "GruCellLoop", "EncoderDecoder")
 
 
 class Factored(torch.optim.Optimizer):
@@ -64,7 +66,7 @@ OPTIMIZERS = {
 # -- optimizer state ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + COMPUTED + RECURRENT)
 @pytest.mark.parametrize("kind", ["momentum", "adamw"])
 def test_state_follows_value_by_value(name, kind):
     check_state(name, kind)

@@ -13,7 +13,9 @@ from typing import Any
 
 import nets_attention  # noqa: F401  (enters its networks in the table)
 import nets_more  # noqa: F401
+import nets_recurrent  # noqa: F401
 import nets_shapes  # noqa: F401
+import nets_weights  # noqa: F401
 import numpy as np
 import pytest
 import torch

@@ -194,7 +194,8 @@ MUST_PRUNE = (
     " flatten unflatten view_as permute transpose movedim unsqueeze squeeze expand repeat tile repeat_interleave"
     " select unbind slice narrow split split_with_sizes chunk tensor_split cat stack hstack vstack pad glu"
     " pixel_shuffle pixel_unshuffle index index_select zeros ones full new_zeros add sub mul div pow relu"
-    " masked_fill where clamp"
+    " masked_fill where clamp channel_shuffle lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell"
+    " rnn_relu_cell _weight_norm"
 )
 
 

@@ -114,6 +114,12 @@ def test_layers_repeat_the_sizes_that_the_records_name():
         nn.Embedding(9, 10),
         nn.PReLU(11),
         nn.InstanceNorm2d(12, affine=True),
+        nn.LSTM(3, 5),
+        nn.LSTM(3, 5, 2, bidirectional=True, proj_size=2),
+        nn.GRU(4, 6, bias=False),
+        nn.RNN(7, 2),
+        nn.LSTMCell(3, 5),
+        nn.GRUCell(4, 6),
     ]
     told = {repeat for record in OPS.values() for repeat in record.repeats}
     seen = set()

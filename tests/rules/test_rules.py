@@ -211,6 +211,77 @@ ROWS: dict[str, Row | list[Row]] = {
     ],
     "prelu": [Row(F.prelu, "2 a:6 4 | w:6", "2 a 4", "a==w"), Row(F.prelu, "2 a:6 4 | 1", "2 a 4")],
     "embedding": Row(lambda w, i: F.embedding(i, w), "v:7 o:4 | ids 2 3", "2 3 o", "", "v"),
+    "weight_norm": [
+        Row(torch._weight_norm, "o:6 i:4 | p:6 1", "o i", "o==p"),
+        Row(lambda v, g: torch._weight_norm(v, g, 1), "o:6 i:4 3 | 1 j:4 1", "o i 3", "i==j"),
+        Row(lambda v, g: torch._weight_norm(v, g, -1), "o:6 i:4 | 1", "o i"),
+        Row(lambda v, g: torch._weight_norm_interface(v, g)[0], "o:6 i:4 | p:6 1", "o i", "o==p"),
+    ],
+    # recurrent layers: every gate holds the same hidden units
+    "lstm": [
+        Row(
+            lambda x, h, c, *w: torch.lstm(x, (h, c), w, True, 1, 0.0, False, False, False),
+            "5 2 i:3 | 1 2 p:2 | 1 2 q:2 | g:8 j:3 | k:8 u:2 | b:8 | d:8",
+            "5 2 p | 1 2 p | 1 2 p",
+            "i==j p==q==u==g[:2]==g[2:4]==g[4:6]==g[6:] g==k==b==d",
+        ),
+        Row(
+            lambda x, h, c, *w: torch.lstm(x, (h, c), w, True, 1, 0.0, False, False, False),
+            "5 2 i:3 | 1 2 p:2 | 1 2 h:3 | g:12 j:3 | k:12 q:2 | b:12 | d:12 | r:2 v:3",
+            "5 2 p | 1 2 p | 1 2 h",
+            "i==j h==v==g[:3]==g[3:6]==g[6:9]==g[9:] g==k==b==d p==q==r",
+        ),
+        Row(
+            lambda x, h, c, *w: torch.lstm(x, (h, c), w, False, 1, 0.0, False, False, False),
+            "t:5 s:2 3 | 1 2 2 | 1 2 2 | g:8 j:3 | k:8 u:2",
+            "5 2 u | 1 2 u | 1 2 u",
+            "u==g[:2]==g[2:4]==g[4:6]==g[6:] g==k",
+            "t s j u",
+        ),
+    ],
+    "gru": [
+        Row(
+            lambda x, h, *w: torch.gru(x, h, w, False, 2, 0.0, False, False, False)[0],
+            "5 2 i:3 | 2 2 s:2 | g:6 j:3 | k:6 u:2 | l:6 m:2 | n:6 v:2",
+            "5 2 s",
+            "i==j s==u==v==m==g[:2]==g[2:4]==g[4:]==l[:2]==l[2:4]==l[4:] g==k l==n",
+        ),
+        Row(
+            lambda x, h, *w: torch.gru(x, torch.zeros_like(h), w, False, 2, 0.0, False, False, False)[0],
+            "5 2 i:3 | 2 2 s:2 | g:6 j:3 | k:6 u:2 | l:6 m:2 | n:6 v:2",
+            "5 2 v",
+            "i==j s==u==m==g[:2]==g[2:4]==g[4:] v==l[:2]==l[2:4]==l[4:] g==k l==n",
+            even=1,
+        ),
+    ],
+    "rnn": [
+        Row(
+            lambda x, h, *w, f=f: f(x, torch.zeros_like(h), w, False, 1, 0.0, False, True, True)[0],
+            "5 2 i:3 | 2 5 s:2 | g:2 j:3 | k:2 u:2 | l:2 m:3 | n:2 v:2",
+            "5 2 np.r_[s,l]",
+            "i==j==m s==g==k==u l==n==v",
+            even=1,
+        )
+        for f in (torch.rnn_tanh, torch.rnn_relu)
+    ],
+    "cells": [
+        Row(
+            lambda x, h, c, *w: torch.lstm_cell(x, (h, c), *w),
+            "2 i:3 | 2 p:2 | 2 q:2 | g:8 j:3 | k:8 u:2 | b:8 | d:8",
+            "2 p | 2 p",
+            "i==j p==q==u==g[:2]==g[2:4]==g[4:6]==g[6:] g==k==b==d",
+        ),
+        Row(
+            torch.gru_cell,
+            "2 i:3 | 2 p:2 | g:6 j:3 | k:6 u:2 | b:6 | d:6",
+            "2 p",
+            "i==j p==u==g[:2]==g[2:4]==g[4:] g==k==b==d",
+        ),
+        *(
+            Row(f, "2 i:3 | 2 p:2 | g:2 j:3 | k:2 u:2 | b:2", "2 p", "i==j p==u==g==k==b")
+            for f in (torch.rnn_tanh_cell, torch.rnn_relu_cell)
+        ),
+    ],
     # elementwise
     "relu": list(
         same_shape(
@@ -415,6 +486,10 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x: F.pixel_shuffle(x, 2), "2 a:8 3 3", "2 a[[0,4]] 6 6", "a[:4]==a[0] a[4:]==a[4]"),
         Row(lambda x: F.pixel_unshuffle(x, 2), "2 a:3 4 4", "2 np.repeat(a,4) 2 2"),
     ],
+    "channel_shuffle": [
+        Row(lambda x: F.channel_shuffle(x, 2), "2 a:6 3", "2 a[[0,3,1,4,2,5]] 3", even=1),
+        Row(lambda x: F.channel_shuffle(x, 3), "2 a:6 h:3 w:3", "2 a[[0,2,4,1,3,5]] h w", even=1),
+    ],
     # pooling and reductions
     "max_pool": [pool(F.max_pool1d, 1), pool(F.max_pool2d, 2), pool(F.max_pool3d, 3)],
     "avg_pool": [pool(F.avg_pool1d, 1), pool(F.avg_pool2d, 2), pool(F.avg_pool3d, 3)],
@@ -474,6 +549,7 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(torch.bmm, "2 i:3 k:4 | 2 l:4 j:5", "2 i j", "k==l"),
         Row(torch.mv, "i:3 k:4 | l:4", "i", "k==l"),
         Row(torch.dot, "k:4 | l:4", "", "k==l"),
+        Row(torch.vdot, "k:4 | l:4", "", "k==l"),
     ],
     "addmm": [
         Row(torch.addmm, "b:5 | i:3 k:4 | l:4 j:5", "i j", "k==l b==j"),

@@ -74,6 +74,17 @@ def layer(make: Callable[[], nn.Module]) -> Callable[..., Any]:
     return extra(make, lambda m, h: m.extra(h))
 
 
+class First(nn.Module):
+    """The output of a layer that returns its states, too."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.layer(h)[0]
+
+
 def every(kinds: str, use: Callable[..., Any]) -> list[Case]:
     """One call on inputs of several kinds."""
     return [(kind, use) for kind in kinds.split()]
@@ -734,6 +745,44 @@ CASES: dict[str, list[Case]] = {
         *every("image frame", lambda m, h: F.pixel_shuffle(h, 2)),
         *every("image frame", lambda m, h: F.pixel_unshuffle(h, 3)),
     ],
+    "channel_shuffle": [
+        *every("image seq volume", lambda m, h: F.channel_shuffle(h, 4)),
+        *every("image seq", layer(lambda: nn.ChannelShuffle(2))),
+        *every("image", lambda m, h: F.channel_shuffle(h, m.four)),
+        *every("image", lambda m, h: F.channel_shuffle(h + F.channel_shuffle(h, 4), 2)),
+        *every("image", extra(lambda: nn.Conv2d(16, 32, 1, groups=4), lambda m, h: F.channel_shuffle(m.extra(h), 4))),
+        *every("image", lambda m, h: F.channel_shuffle(torch.cat((h, h.relu()), 1), 2)),
+    ],
+    # recurrent layers
+    "lstm": [
+        *every("tokens flat", layer(lambda: First(nn.LSTM(16, 12, 2)))),
+        *every("tokens", layer(lambda: First(nn.LSTM(16, 16, 2, batch_first=True, bidirectional=True, proj_size=8)))),
+        ("tokens", extra(lambda: nn.LSTM(16, 16, 2, bidirectional=True), lambda m, h: m.extra(h)[1][0][-1] + h[0])),
+        ("tokens", extra(lambda: nn.LSTM(16, 16, 2), lambda m, h: m.extra(h)[1][1].sum(0) + h[0])),
+    ],
+    "gru": [
+        *every("tokens flat", layer(lambda: First(nn.GRU(16, 12, 2, bidirectional=True, bias=False)))),
+        ("tokens", extra(lambda: nn.GRU(16, 16, 2), lambda m, h: m.extra(h, h[:2])[0])),
+        ("tokens", extra(lambda: nn.GRU(16, 16), lambda m, h: m.extra(h, h[:1])[0] + h)),
+    ],
+    "rnn": [
+        *every("tokens flat", layer(lambda: First(nn.RNN(16, 12, 3)))),
+        *every("tokens flat", layer(lambda: First(nn.RNN(16, 12, 2, nonlinearity="relu")))),
+        ("tokens", extra(lambda: nn.RNN(2, 5), lambda m, h: m.extra(h.permute(1, 2, 0))[0])),
+    ],
+    "cells": [
+        *every("row flat", layer(lambda: First(nn.LSTMCell(16, 12)))),
+        ("flat", extra(lambda: nn.GRUCell(16, 16), lambda m, h: m.extra(h, h.relu()))),
+        ("flat", extra(lambda: nn.RNNCell(16, 16), lambda m, h: m.extra(m.extra(h), h))),
+        ("flat", extra(lambda: nn.RNNCell(16, 12, nonlinearity="relu"), lambda m, h: m.extra(h))),
+    ],
+    "weight_norm": [
+        *every("row flat tokens", layer(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 12)))),
+        *every("flat", layer(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 12), dim=1))),
+        *every("flat", layer(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 12), dim=None))),
+        *every("image", layer(lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 8, 3)))),
+        *every("image", layer(lambda: nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(16, 8, 3), dim=1))),
+    ],
     "index": [
         ("tokens", lambda m, h: h[:, [0, -1]]),
         ("flat", lambda m, h: h[:, [3, 1, 2]]),
@@ -876,7 +925,7 @@ WITHOUT_RULE: dict[str, Case] = {
     "vander": ("flat", lambda m, h: torch.linalg.vander(h, N=3).sum(-1)),
     "count_nonzero": ("flat", lambda m, h: h * h.count_nonzero(1)[:, None]),
     "aminmax": ("flat", lambda m, h: h - h.aminmax(dim=1, keepdim=True)[0]),
-    "channel_shuffle": ("image", lambda m, h: F.channel_shuffle(h, 4)),
+    "triu_of_pixels": ("image", lambda m, h: h.triu(1)),
     "local_response_norm": ("image", lambda m, h: F.local_response_norm(h, 3)),
     "max_unpool2d": ("image", lambda m, h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2)),
     "grid_sample": ("image", lambda m, h: F.grid_sample(h, torch.zeros(2, 3, 3, 2))),
@@ -891,7 +940,7 @@ WITHOUT_RULE: dict[str, Case] = {
     "split_then_zip": ("tokens", lambda m, h: torch.cat([x * k for k, x in enumerate(h.split(4, -1))], -1)),
     "meshgrid": ("row", lambda m, h, g: torch.meshgrid(h, g, indexing="ij")[0]),
     "prelu": ("image", extra(lambda: nn.PReLU(16), lambda m, h: m.extra(h))),
-    "rnn": ("tokens", extra(lambda: nn.GRU(16, 8, batch_first=True), lambda m, h: m.extra(h)[0])),
+    "cummin_of_rows": ("tokens", lambda m, h: h.cummin(1)[0]),
 }
 
 

@@ -127,7 +127,7 @@ def masked(model: nn.Module, plan: Any) -> nn.Module:
         for name, dims in plan.indices.items():
             if not name.endswith("running_var"):  # a variance of zero would blow up what is zero already
                 t = named[name]
-                t.mul_(mask_of(t.shape, dims).to(t.dtype))
+                t.mul_(mask_of(t.shape, _with_a_length(named, name, dims)).to(t.dtype))
     for path, module in list(other.named_modules()):
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) and module.weight is not None:
             mask = mask_of(module.weight.shape, plan.indices.get(f"{path}.weight", {})).to(module.weight.dtype)
@@ -135,6 +135,16 @@ def masked(model: nn.Module, plan: Any) -> nn.Module:
             parent, _, leaf = path.rpartition(".")
             setattr(other.get_submodule(parent), leaf, swap(module, mask))
     return other
+
+
+def _with_a_length(named: Mapping[str, torch.Tensor], name: str, dims: Mapping[int, Any]) -> Mapping[int, Any]:
+    """Of a weight under weight norm a slice goes by its length, which is zero then: zeros have no direction."""
+    head, dot, leaf = name.rpartition(".")
+    length = "original0" if leaf == "original1" else f"{leaf[:-2]}_g" if leaf.endswith("_v") else leaf
+    lengths = named.get(f"{head}{dot}{length}")
+    if lengths is None or length == leaf:
+        return dims
+    return {d: index for d, index in dims.items() if lengths.dim() <= d or lengths.shape[d] == 1}
 
 
 # -- recounts ----------------------------------------------------------------------------------------------------------
