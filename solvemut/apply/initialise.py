@@ -46,6 +46,9 @@ def _drawn(change: Change, owner: nn.Module | None) -> Init:
             return nn.init.xavier_uniform_(out, generator=generator)
         if isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd)) and len(shape) > 1:
             return nn.init.kaiming_uniform_(out, a=math.sqrt(5), generator=generator)
+        if isinstance(owner, (nn.RNNBase, nn.RNNCellBase)):
+            bound = owner.hidden_size**-0.5
+            return nn.init.uniform_(out, -bound, bound, generator=generator)
         old = change.tensor.detach().float() if change.tensor.is_floating_point() else torch.zeros(1)
         if old.device.type == "meta":
             return out

@@ -59,6 +59,7 @@ def _direction(
     _meet_all(flow, units, given)
     flow.makes(weights.ih, 0)
     _meet(flow, x, ih.filled(1))
+    flow.contracted([(flow.node.args["input"], x), (weights.ih, ih.filled(1)), (weights.hh, hh.filled(1))])
     out = units if weights.hr is None else _projection(flow, weights.hr, units, before.hidden)
     _meet(flow, out, hh.filled(1))
     for pair in [(x, tall[0]), (out, tall[0]), *([(units, out)] if weights.hr is not None else [])]:
@@ -72,6 +73,7 @@ def _projection(flow: Flow, weight: Ref, units: np.ndarray, before: np.ndarray |
     for d in (0, 1):
         hr = flow.separate(hr, d)
     _meet(flow, units, hr.filled(1))
+    flow.contracted([(weight, hr.filled(1))])
     out = _first([before], hr.filled(0))
     _meet(flow, out, hr.filled(0))
     _meet_all(flow, out, [before])

@@ -47,6 +47,12 @@ ALTERED = {
     "Einsum",
     "SoftmaxOverUnits",
     "SpatialAttention",
+    "SpectralNormed",
+    "SpectralNormedConvs",
+    "WeightNormed",
+    "WeightNormedByColumns",
+    "WeightNormedConvs",
+    "WeightNormedWhole",
 }
 
 
