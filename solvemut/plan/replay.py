@@ -126,6 +126,11 @@ class _Replay(Flow):
                 f"misaligned sizes {a.shape} and {b.shape} at {self.node.at()}; please report this model"
             )
         ua, ub = self.unit_of[a], self.unit_of[b]
+        if self._dealt_otherwise(ua, ub):
+            raise SolvemutError(
+                f"the units kept fall to other groups at {self.node.at()}; keep one of the layers before it, or ask for "
+                "sizes that its groups divide"
+            )
         # a frozen unit counts as itself wherever it stands at the same place of both
         if (ua == ub).all() or self._both_fixed(ua, ub) or self._last_of_its_kind(ua, ub):
             return
@@ -137,6 +142,15 @@ class _Replay(Flow):
             raise SolvemutError(
                 f"the units left meet in different order at {self.node.at()}; keep one of the layers before it"
             )
+
+    @staticmethod
+    def _dealt_otherwise(ua: np.ndarray, ub: np.ndarray) -> bool:
+        """Rows that hold the same units together, but not one by one: a shuffle deals what is left anew."""
+        return (
+            ua.ndim == 2
+            and bool((np.sort(ua, axis=None) == np.sort(ub, axis=None)).all())
+            and bool((np.sort(ua) != np.sort(ub)).any())
+        )
 
     def _last_of_its_kind(self, ua: np.ndarray, ub: np.ndarray) -> bool:
         """The last head that is left looks like a dim of its own: one unit, repeated, that meets what stays anyway."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -175,3 +176,41 @@ def test_weights_under_a_parametrization_stay_or_follow(wrap):
     plan.apply(model)
     assert plan.costs["params"].after == sum(p.numel() for p in model.parameters()) < plan.costs["params"].before
     assert_same(outputs(model, (x,)), wanted)
+
+
+# -- shuffles ----------------------------------------------------------------------------------------------------------
+
+
+def shuffled(by_hand: bool, channels: int) -> nn.Module:
+    class ByHand(nn.Module):
+        def forward(self, x):
+            b, c, *pixels = x.shape
+            return x.view(b, 3, c // 3, *pixels).transpose(1, 2).reshape(b, c, *pixels)
+
+    shuffle = ByHand() if by_hand else nn.ChannelShuffle(3)
+    layers = [nn.Conv2d(3, channels, 1, groups=3), shuffle, nn.Conv2d(channels, 12, 3, groups=3), nn.Conv2d(12, 2, 1)]
+    return randomise(nn.Sequential(*layers).double())
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize(("channels", "shared_out"), [(18, True), (12, False)])
+def test_a_shuffle_between_groups_is_exact_or_refused_in_words(by_hand, channels, shared_out):
+    """Where its groups do not divide their channels, what is left may fall to other groups: refused, not misaligned."""
+    model, x = shuffled(by_hand, channels), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    graph = sm.capture(model, x)
+    held = refused = 0
+    for seed in range(6):
+        problem = sm.Problem(graph)
+        problem.maximize(sm.values.random(seed))
+        problem.add(graph.params <= (0.3 + 0.1 * (seed % 6)) * graph.params.now, graph["0"].out <= channels - 3)
+        try:
+            plan = problem.solve()
+        except sm.errors.SolvemutError as e:
+            assert "fall to other groups" in str(e) and not shared_out
+            refused += 1
+            continue
+        after = copy.deepcopy(model)
+        plan.apply(after)
+        assert_same(outputs(after, (x,)), outputs(masked(model, plan), (x,)))
+        held += plan.sizes["0"][1] < channels
+    assert held > 0 and (refused > 0) is not shared_out

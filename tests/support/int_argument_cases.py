@@ -85,6 +85,17 @@ class First(nn.Module):
         return self.layer(h)[0]
 
 
+class NormInterface(nn.Module):
+    """Weight norm by the operation that also returns the norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_v, self.weight_g = nn.Parameter(torch.randn(12, 16)), nn.Parameter(torch.randn(12, 1))
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return F.linear(h, torch._weight_norm_interface(self.weight_v, self.weight_g, 0)[0])
+
+
 def every(kinds: str, use: Callable[..., Any]) -> list[Case]:
     """One call on inputs of several kinds."""
     return [(kind, use) for kind in kinds.split()]
@@ -777,6 +788,7 @@ CASES: dict[str, list[Case]] = {
         ("flat", extra(lambda: nn.RNNCell(16, 12, nonlinearity="relu"), lambda m, h: m.extra(h))),
     ],
     "weight_norm": [
+        ("flat", layer(NormInterface)),
         *every("row flat tokens", layer(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 12)))),
         *every("flat", layer(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 12), dim=1))),
         *every("flat", layer(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 12), dim=None))),
