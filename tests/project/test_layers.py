@@ -36,9 +36,11 @@ LAYERS: dict[str, set[str]] = {
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
     "resizing": {"problem"},
+    "kernels": {"apply"},
+    "lazy": {"apply"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"tracing", "values", "apply", "problem", "resizing", *FACADES}
+TORCH = {"tracing", "values", "apply", "problem", "resizing", "kernels", "lazy", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 
