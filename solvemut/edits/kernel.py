@@ -119,11 +119,12 @@ class SetKernel(Edit):
 
     def _attributes(self, trace: Trace) -> dict[Size, int]:
         found = dict(trace.attributes)
-        for name, before, after in (
+        pairs: tuple[tuple[str, Any, Any], ...] = (
             ("kernel_size", self.before.size, self.after.size),
             ("padding", self.before.padding, self.after.padding),
             (AROUND, self.before.around, self.after.around),
-        ):
+        )
+        for name, before, after in pairs:
             for k, (old, new) in enumerate(zip(before, after, strict=False)):
                 size = Size("attr", (self.module, name, k))
                 if size not in found or isinstance(old, str) or isinstance(new, str):

@@ -76,8 +76,8 @@ def _check_follows(first: PlanRecord, second: PlanRecord) -> None:
         left = first.shapes.get(name, (before, before))[1]
         if tuple(left) != tuple(before):
             raise PlanMismatchError(
-                f"the second plan expects {name} to have shape {tuple(before)}, the first leaves {tuple(left)}; compose "
-                "plans in the order in which they were made"
+                f"the second plan expects {name} to have shape {tuple(before)}, the first leaves {tuple(left)}; "
+                "compose plans in the order in which they were made"
             )
 
 
