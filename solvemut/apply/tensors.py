@@ -37,8 +37,9 @@ class Change:
 def select(tensor: torch.Tensor, dims: Mapping[int, Index], before: Sequence[int] = ()) -> torch.Tensor:
     """The slices of a tensor that stay, with zeros in new ones: of the same dtype, device and memory format.
 
-    A dim of size 1 in a state tensor has nothing to select, unless `before` says that the parameter had 1 too. For the input dim of a grouped convolution `dims[1]` has a
-    list for every group that stays, and `dims[0]` lists the output channels of these groups one after another.
+    A dim of size 1 in a state tensor has nothing to select, unless `before` says that the parameter had 1 too. For the
+    input dim of a grouped convolution `dims[1]` has a list for every group that stays, and `dims[0]` lists the output
+    channels of these groups one after another.
     """
     if tensor.layout is torch.sparse_coo:
         return _select_sparse(tensor, dims)
