@@ -116,7 +116,8 @@ def test_composed_plans_do_what_they_do_one_after_the_other(asked):
     again.apply(model, optimizer)
     assert_does_the_same(plan, (model, optimizer), eager)
     assert plan.costs["params"].before == first.params.now and plan.costs["params"].after == count_params(model)
-    assert {k: b for k, (_, b) in plan.sizes.items()} == {v.name: v.nout for v in mut.graph.vertices if v.makes_units}
+    assert all((a, b) == (first[name].nout, mut.graph[name].nout) for name, (a, b) in plan.sizes.items())
+    assert {v.name for v in mut.graph.vertices if v.makes_units} <= plan.sizes.keys()
     step(model, x, optimizer)
 
 
@@ -295,7 +296,7 @@ def test_what_fails_at_the_end_leaves_all_as_it_was():
     optimizer.state[model[0].weight]["odd"] = torch.ones(7)
     mut = sm.Mutator(model, X, optimizer=optimizer)
     before, graph = snapshot(model, optimizer), mut.graph
-    with pytest.raises(SolvemutError, match="the optimizer's odd of 0.weight"), mut.lazy():
+    with pytest.raises(SolvemutError, match=r"the optimizer's odd of 0\.weight"), mut.lazy():
         mut.resize({"0": -2})
     assert mut.graph is graph and mut.history == ()
     assert_untouched(before, snapshot(model, optimizer))
