@@ -270,7 +270,7 @@ def test_a_lazy_block_changes_all_at_once():
     assert_does_the_same(pending.plan, (model, optimizer), eager)
     assert all(torch.equal(v, follower.state_dict()[k]) for k, v in model.state_dict().items())
     assert mut.graph.model is model and mut.graph.trace.nodes == now.graph.trace.nodes
-    mut.resize({"0": +1})
+    mut.resize({"0": +2})
     assert len(mut.history) == 2
     step(model, x, optimizer)
 
