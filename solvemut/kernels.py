@@ -17,6 +17,7 @@ from .edits import SetKernel, is_convolution
 from .errors import CaptureError, RequestError, SolvemutError
 from .graph import Graph, Vertex
 from .plan import Convolution, kernel_parts, seen_by, taps
+from .trace import Node, Ref
 from .tracing import trace_examples, unwrapped
 
 _TORCH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -80,22 +81,38 @@ def _convolution(graph: Graph, model: nn.Module, target: Any) -> tuple[str, nn.m
     """The module of a vertex, with its path."""
     vertex = graph[target.name if isinstance(target, Vertex) else target]
     nodes = [graph.trace.node(n) for n in vertex.nodes]
-    paths = list(dict.fromkeys(n.module for n in nodes if is_convolution(n)))
-    inside = " or ".join(repr(p) for p in paths[:3])
-    if len(paths) == 1:
-        module = model.get_submodule(paths[0])
-        if isinstance(module, nn.modules.conv._ConvNd):
-            if paths[0] == vertex.name or len({n.module for n in nodes}) == 1:
-                return paths[0], module
-        else:
-            raise RequestError(
-                f"resize_kernel: {vertex.name!r} is a convolution without a module of its own, called in "
-                f"{paths[0] or type(model).__name__}; nothing holds its kernel size and padding: use nn.Conv2d or alike"
-            )
-    if paths:
+    convolutions = [n for n in nodes if is_convolution(n)]
+    paths = list(dict.fromkeys(_home(graph, model, n) for n in convolutions))
+    if not paths:
+        kinds = [type(m).__name__ for n in nodes if (m := _module(model, n.module)) is not None and n.module]
+        raise RequestError(f"resize_kernel: {vertex.name!r} is no convolution, but {kinds[0] if kinds else vertex.op}")
+    within = (convolutions[0].module, convolutions[0].module + ".")
+    if len(paths) > 1 or not all(n.module == within[0] or n.module.startswith(within[1]) for n in nodes):
+        inside = " or ".join(repr(p) for p in paths[:3])
         raise RequestError(f"resize_kernel: {vertex.name!r} is no single layer; name a convolution in it, as {inside}")
-    kinds = {type(model.get_submodule(n.module)).__name__ for n in nodes if n.module == vertex.name}
-    raise RequestError(f"resize_kernel: {vertex.name!r} is no convolution, but {kinds.pop() if kinds else vertex.op}")
+    module = _module(model, paths[0])
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        raise RequestError(
+            f"resize_kernel: {vertex.name!r} is a convolution without a module of its own, called in "
+            f"{paths[0] or type(model).__name__}; nothing holds its kernel size and padding: use nn.Conv2d or alike"
+        )
+    return paths[0], module
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _home(graph: Graph, model: nn.Module, node: Node) -> str:
+    """The path of the module that a convolution runs in; that of its weight, where the export's is none."""
+    if _module(model, node.module) is not None:
+        return node.module
+    weight = node.args.get("weight")
+    param = graph.trace.params.get(weight.name) if isinstance(weight, Ref) else None
+    return node.module if param is None else param.name.rpartition(".")[0]
 
 
 def _of(path: str, module: nn.modules.conv._ConvNd) -> Convolution:
@@ -116,7 +133,7 @@ def _weight(model: nn.Module, path: str, conv: nn.modules.conv._ConvNd) -> _Weig
         )
     names = tuple(n for n, p in named.items() if p is conv.weight)
     modules: dict[str, nn.modules.conv._ConvNd] = {}
-    for owner in (n.rpartition(".")[0] for n in names):
+    for owner in (path, *(n.rpartition(".")[0] for n in names)):
         module = model.get_submodule(owner)
         if not isinstance(module, nn.modules.conv._ConvNd):
             raise RequestError(f"resize_kernel: the weight of {path!r} is also that of {owner!r}, no convolution")
@@ -218,8 +235,8 @@ def _check_foretold(after: Graph, model: nn.Module, edits: Sequence[SetKernel]) 
     """Every output of these convolutions has the size that torch documents."""
     trace = after.trace
     for node in trace.nodes:
-        edit = next((e for e in edits if e.module == node.module and is_convolution(node)), None)
-        module: Any = model.get_submodule(node.module)
+        edit = next((e for e in edits if is_convolution(node) and e.module == _home(after, model, node)), None)
+        module: Any = None if edit is None else model.get_submodule(edit.module)
         if edit is None or type(module).forward not in [t.forward for t in _TORCH]:
             continue
         n, k, conv = len(edit.after.size), edit.after.size, _of(edit.module, module)
@@ -253,5 +270,7 @@ def _alters(graph: Graph, after: Graph, weight: _Weight, edits: Sequence[SetKern
         if type(module).forward not in [t.forward for t in _TORCH]:
             told.append(f"{name} has a forward of its own")
     value = next(v for v, p in graph.trace.params.items() if set(weight.names) & {p.name, *p.aliases})
-    seen = seen_by(graph.trace.nodes, after.trace.nodes, list(weight.modules), value)
+    paths = [n.rpartition(".")[0] for n in weight.names]  # a module may have several, and run under yet another
+    paths += [n.module for n in graph.trace.nodes if is_convolution(n) and _home(graph, graph.model, n) in paths]
+    seen = seen_by(graph.trace.nodes, after.trace.nodes, paths, value)
     return tuple(told or [seen] * bool(seen))

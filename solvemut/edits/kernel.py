@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import PlanMismatchError
-from ..trace import Node, Size, Trace
+from ..trace import Node, Ref, Size, Trace
 from .base import Edit, register
 from .forms import SIZE, each, fail, record, text, whole
 
@@ -100,14 +100,21 @@ class SetKernel(Edit):
 
     def apply(self, trace: Trace) -> tuple[Trace, SetKernel]:
         """The attributes and the padding of its calls; the shapes that follow are for a capture to tell."""
-        calls = [n for n in trace.nodes if n.module == self.module and is_convolution(n)]
+        calls = [n for n in trace.nodes if is_convolution(n) and self._reads(trace, n)]
         if not calls:
             raise PlanMismatchError(f"the plan sets the kernel of {self.module}, which runs no convolution here")
         for node in calls:
             if (found := node.args.get("padding")) not in (_said(self.before.padding), [0] * len(self.before.size)):
                 raise PlanMismatchError(f"{node.at()} has padding {found}, the plan expects {self.before.padding}")
-        nodes = tuple(self._node(n) if n.module == self.module else n for n in trace.nodes)
+        modules = {n.module for n in calls}
+        nodes = tuple(self._node(n) if n.module in modules else n for n in trace.nodes)
         return replace(trace, nodes=nodes, attributes=self._attributes(trace)), self.back()
+
+    def _reads(self, trace: Trace, node: Node) -> bool:
+        """Whether an operation convolves with the module's weight: it may run under another name of the module."""
+        weight = node.args.get("weight")
+        param = trace.params.get(weight.name) if isinstance(weight, Ref) else None
+        return param is not None and f"{self.module}.weight".lstrip(".") in (param.name, *param.aliases)
 
     def _node(self, node: Node) -> Node:
         name, before, after = "padding", _said(self.before.padding), _said(self.after.padding)

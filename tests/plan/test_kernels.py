@@ -334,6 +334,29 @@ def test_tied_kernels_change_together():
     assert torch.equal(sm.Plan.from_json(plan.to_json()).apply(before)(x), model(x))
 
 
+class Shared(nn.Module):
+    """One module under two names, called by the second, on images of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1))
+        self.second = self.first[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(x).flatten(1).sum(1) + self.second(x[..., 2:]).flatten(1).sum(1)
+
+
+def test_a_module_under_two_names_is_edited_once():
+    model, x = whole_numbers(Shared()), image(1, 2, 8, 8)
+    before, mut = copy.deepcopy(model), sm.Mutator(model, x, modes="eval")
+    target = next(v for v in mut.graph.vertices if v.op == "conv2d")
+    plan = mut.resize_kernel(target, (2, 0))
+    assert len(plan.edits) == 1 and plan.alters == () and torch.equal(model(x), before(x))
+    assert plan.indices.keys() == {"first.0.weight", "second.weight"} and model.second.padding == (2, 1)
+    assert torch.equal(sm.Plan.from_json(plan.to_json()).apply(before)(x), model(x))
+    agrees_with_a_fresh_capture(mut, x)
+
+
 def test_a_graph_module():
     model = torch.fx.symbolic_trace(whole_numbers(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1))))
     x = image(1, 2, 8, 8)
