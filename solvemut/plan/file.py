@@ -257,6 +257,20 @@ def _attributes_once(data: Data) -> None:
         seen.add(place)
 
 
+def _kernels_fit(data: Data) -> None:
+    """The sizes that a kernel is given are those of its weight."""
+    for k, edit in enumerate(data["edits"]):
+        if edit["kind"] != SetKernel.kind:
+            continue
+        name = f"{edit['module']}.weight".lstrip(".")
+        shapes = data["shapes"].get(name)
+        if shapes is None:
+            fail(f"edits[{k}].module", f"a module whose weight is in shapes, as {name!r} is not", edit["module"])
+        for part, shape in zip(("before", "after"), shapes, strict=True):
+            if edit[part]["size"] != shape[2:]:
+                fail(f"edits[{k}].{part}.size", f"{shape[2:]}, as {name} has", edit[part]["size"])
+
+
 def _inputs_are_listed(data: Data) -> None:
     """The program, where there is one, takes the example's tensors."""
     if data["example"] and data["program"]:
@@ -395,6 +409,7 @@ AGREEMENTS = (
     _no_layer_is_emptied,
     _keeps_promises,
     _attributes_once,
+    _kernels_fit,
     _inputs_are_listed,
     _shapes_follow,
     _new_slices_are_filled,
