@@ -6,18 +6,21 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from torch import nn
 
-from .apply import Optimizers, Plan, check_how, optimizers_of
+from .apply import Init, Optimizers, Plan, check_how, optimizers_of
 from .arguments import flag, items, names, one_of, shown, whole
 from .coupling import couple
 from .errors import CaptureError, InfeasibleError, PlanMismatchError, RequestError, TimeLimitError, UnsupportedOpError
 from .graph import Graph, Vertex
 from .interrupts import deferred
+from .kernels import kernel_plan
+from .lazy import Pending, lazily
 from .problem import Problem, check_fresh
 from .report import one_line, short
 from .requests import asked, budget_of
@@ -155,6 +158,7 @@ class Mutator:
         self.history: tuple[Plan, ...] = ()
         self.after_change = after_change  # called with each vertex whose sizes changed, and the plan
         self.trackers: tuple[Tracker, ...] = ()  # values.track enters them here, so that they follow each plan
+        self.pending: Pending | None = None  # in a lazy block what is to be applied at its end
 
     def __repr__(self) -> str:
         graph, n = self.graph, len(self.history)
@@ -333,6 +337,8 @@ class Mutator:
         given = {**_OPTIONS, **options}
         if other := sorted(options.keys() - _OPTIONS):
             raise TypeError(f"{other[0]!r} is no option of this operation; there are {', '.join(_OPTIONS)}")
+        if self.pending is not None:
+            raise RequestError(f"{operation.title}: layers and edges do not wait in a lazy block; change them outside")
         if self.followers:
             raise RequestError(f"{operation.title}: the models that follow this one would not change with it")
         check_fresh(self.graph)
@@ -358,15 +364,50 @@ class Mutator:
         problem.relax = True
         return problem.solve(*how)
 
-    def apply(self, plan: Plan, verify: str | None = "program") -> Plan:
+    def resize_kernel(
+        self,
+        target: Any,
+        delta: Any = None,
+        size: Any = None,
+        padding: Any = None,
+        *,
+        dry_run: bool = False,
+        verify: str | None = "program",
+        init: Init | None = None,
+    ) -> Plan:
+        """Change the kernel of a convolution by `delta`, or to `size`: an int, or one for each spatial dim.
+
+        New taps come on both sides and hold zeros, or what `init` draws (from a parameter's name and its new shape);
+        those that go weigh least near the border. Padding follows, so that outputs keep their sizes, unless it is
+        given: an int, one for each dim, or "same". Stride, dilation and output padding stay.
+
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        >>> plan = Mutator(model, torch.ones(1, 3, 6, 6)).resize_kernel("0", +2)
+        >>> model[0], plan.alters
+        (Conv2d(3, 8, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2)), ())
+        """
+        check_how(verify)
+        dry_run = flag(dry_run, "dry_run")
+        check_fresh(self.graph)
+        if init is not None and not callable(init):
+            raise RequestError(f"init={shown(init)}: give a function of a parameter's name and its new shape")
+        plan = kernel_plan(self.graph, target, delta, size, padding, init is not None)
+        return plan if dry_run else self.apply(plan, verify, init)
+
+    def apply(self, plan: Plan, verify: str | None = "program", init: Init | None = None) -> Plan:
         """Apply a plan that was made for the present graph."""
         if not isinstance(plan, Plan):
             raise RequestError(f"apply takes a Plan, as prune and Plan.load give it, not {shown(plan)}")
+        if self.pending is not None:
+            self.pending.take(plan, verify, init)
+            self.graph = self.pending.graph
+            return plan
         with deferred():  # an interrupt finds the graph of the model as it is
             try:
                 for tracker in self.trackers:
                     tracker.check(plan)
-                plan.apply(self.model, self.optimizer, self.followers, verify)
+                plan.apply(self.model, self.optimizer, self.followers, verify, init)
             except PlanMismatchError:
                 check_fresh(self.graph)  # says so, where the model was changed by somebody else
                 raise
@@ -389,8 +430,30 @@ class Mutator:
             if self.after_change is not None:
                 self.after_change(v, plan)
 
+    def lazy(self, verify: str | None = "program") -> AbstractContextManager[Pending]:
+        """A block in which mutations wait: at its end they are applied at once, as one plan, or none of them.
+
+        In it `graph` has the new sizes already, while the model and the optimizer are as they were. An exception leaves
+        all as it was before the block.
+
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3))
+        >>> mut = Mutator(model, torch.ones(1, 3, 6, 6))
+        >>> with mut.lazy() as pending:
+        ...     _ = mut.resize({"0": +4}), mut.resize_kernel("0", +2)
+        ...     print(mut.graph["0"].nout, model[0])
+        12 Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        >>> model[0], pending.plan.sizes["0"], len(mut.history)
+        (Conv2d(3, 12, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2)), (8, 12), 1)
+        """
+        check_how(verify)
+        check_fresh(self.graph)
+        return lazily(self, verify)
+
     def copy(self) -> Mutator:
         """A mutator of a deep copy of the model, without an optimizer."""
+        if self.pending is not None:
+            raise RequestError("copy: this mutator is in a lazy block, its model is not yet what its graph says")
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
         other.optimizer, other.followers, other.trackers = None, (), ()

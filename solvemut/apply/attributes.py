@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..edits import SetAttribute
+from ..edits import AROUND, SetAttribute, SetKernel
 from ..errors import PlanMismatchError
 from ..plan import PlanRecord
 from ..tracing import repeats
@@ -27,7 +27,7 @@ def make_edits(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> Non
                 EDITORS[edit.kind](model, edit, undo, done)
 
 
-def _module(model: nn.Module, change: SetAttribute) -> nn.Module:
+def _module(model: nn.Module, change: SetAttribute | SetKernel) -> nn.Module:
     try:
         return model.get_submodule(change.module)
     except AttributeError as e:
@@ -55,6 +55,25 @@ def _set_attribute(model: nn.Module, change: SetAttribute, undo: Undo, done: Don
         _assign(module, change.name, type(old)(items), undo)
 
 
+def _set_kernel(model: nn.Module, change: SetKernel, undo: Undo, done: Done) -> None:
+    module = _module(model, change)
+    if (key := (id(module), change.kind)) in done:
+        return
+    done.add(key)
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        raise PlanMismatchError(f"the plan sets the kernel of {change.module}, here a {type(module).__name__}")
+    old, new = change.before, change.after
+    for name, found, before, after in (
+        ("kernel_size", module.kernel_size, old.size, new.size),
+        ("padding", module.padding, old.padding, new.padding),
+        (AROUND, getattr(module, AROUND), old.around, new.around),
+    ):
+        if (found if isinstance(found, str) else tuple(found)) != before:
+            raise PlanMismatchError(f"{change.module}.{name} is {found}, the plan expects {before}")
+        if after != before:
+            _assign(module, name, list(after) if name == AROUND else after, undo)
+
+
 def _assign(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
     old = getattr(module, name)
     undo.append(lambda: setattr(module, name, old))
@@ -65,7 +84,10 @@ Done = set[tuple[Any, ...]]  # what was edited already: a follower may share a m
 
 
 # By kind of edit what makes it in a model; each step it takes is undone by what it adds to the undo.
-EDITORS: dict[str, Callable[[nn.Module, Any, Undo, Done], None]] = {SetAttribute.kind: _set_attribute}
+EDITORS: dict[str, Callable[[nn.Module, Any, Undo, Done], None]] = {
+    SetAttribute.kind: _set_attribute,
+    SetKernel.kind: _set_kernel,
+}
 
 _NO_STEP = {"do_power_iteration": False}
 

@@ -54,7 +54,7 @@ def state_steps(optimizer: Optimizer, changes: Sequence[Change]) -> Iterator[Ste
     for change in changes:
         if change.tensor in optimizer.state:
             state = optimizer.state[change.tensor]
-            moved = {key: _moved(value, change) for key, value in state.items() if _large(value)}
+            moved = {key: _moved(key, value, change) for key, value in state.items() if _large(value, key, change)}
             yield _swap_state(state, moved)
 
 
@@ -80,7 +80,7 @@ def _check_state(optimizer: Optimizer, name: str, changes: Sequence[Change]) -> 
     for change in changes:
         state = optimizer.state.get(change.tensor, {})
         for key, value in (state if isinstance(state, dict) else {"state": state}).items():
-            for t in _large(value):
+            for t in _large(value, key, change):
                 if not (isinstance(state, dict) and follows(t, change.before)):
                     raise PlanMismatchError(
                         f"the optimizer's {key} of {change.name} ({name}) has shape {tuple(t.shape)}, which does not "
@@ -94,14 +94,29 @@ def _check_state(optimizer: Optimizer, name: str, changes: Sequence[Change]) -> 
             )
 
 
-def _large(value: Any) -> list[torch.Tensor]:
+def _large(value: Any, key: Any = None, change: Change | None = None) -> list[torch.Tensor]:
     """The tensors in a piece of state, also in lists and dicts; scalars stay as they are."""
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor) and t.numel() > 1]
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor) and _follows(t, key, change)]
 
 
-def _moved(value: Any, change: Change) -> Any:
+def _follows(t: torch.Tensor, key: Any, change: Change | None) -> bool:
+    """Whether a tensor is no scalar; a single number of the parameter's own shape may have to grow with it."""
+    alike = change is not None and key != "step" and t.dim() > 0 and tuple(t.shape) == tuple(change.before)
+    return t.numel() > 1 or alike
+
+
+# The dim along which Adafactor keeps one number for all.
+_FACTORED = {"row_var": -1, "col_var": -2}
+
+
+def _moved(key: Any, value: Any, change: Change) -> Any:
+    before = list(change.before)
+    if key in _FACTORED and len(before) > 1:
+        before[_FACTORED[key]] = 0
+
     def follow(t: Any) -> Any:
-        return select(t, change.dims) if isinstance(t, torch.Tensor) and t.numel() > 1 else t
+        moves = isinstance(t, torch.Tensor) and _follows(t, key, change)
+        return select(t, change.dims, before) if moves else t
 
     return pytree.tree_map(follow, value)
 

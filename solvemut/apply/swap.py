@@ -12,12 +12,12 @@ from .tensors import Change, Step, Undo, select
 
 def swap_of(change: Change, owner: nn.Module | None = None, init: Init | None = None) -> Step:
     """The step that swaps a tensor and its gradient; the new ones exist before it runs. `owner` is its module."""
-    new = select(change.tensor, change.dims)
+    new = select(change.tensor, change.dims, change.before)
     if change.fills:
         fill(new, change, owner, init)
     if tuple(new.shape) != tuple(change.after):
         raise SolvemutError(f"{change.name} would become {tuple(new.shape)}, the plan says {tuple(change.after)}")
-    grad = None if change.tensor.grad is None else select(change.tensor.grad, change.dims)
+    grad = None if change.tensor.grad is None else select(change.tensor.grad, change.dims, change.before)
     return _swap(change.tensor, new, grad)
 
 

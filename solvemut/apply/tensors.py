@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,11 +34,12 @@ class Change:
         return {d: index for d, index in self.dims.items() if any(row != same[d] for row in rows_of(index))}
 
 
-def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
+def select(tensor: torch.Tensor, dims: Mapping[int, Index], before: Sequence[int] = ()) -> torch.Tensor:
     """The slices of a tensor that stay, with zeros in new ones: of the same dtype, device and memory format.
 
-    A dim of size 1 in a state tensor has nothing to select. For the input dim of a grouped convolution `dims[1]` has a
-    list for every group that stays, and `dims[0]` lists the output channels of these groups one after another.
+    A dim of size 1 in a state tensor has nothing to select, unless `before` says that the parameter had 1 too. For the
+    input dim of a grouped convolution `dims[1]` has a list for every group that stays, and `dims[0]` lists the output
+    channels of these groups one after another.
     """
     if tensor.layout is torch.sparse_coo:
         return _select_sparse(tensor, dims)
@@ -49,7 +50,7 @@ def select(tensor: torch.Tensor, dims: Mapping[int, Index]) -> torch.Tensor:
         index = dims[d]
         if index and isinstance(index[0], list):
             out = _select_rows(out, d, rows_of(index))
-        elif out.shape[d] > 1:
+        elif out.shape[d] > 1 or (d < len(before) and before[d] == 1):
             out = _select_line(out, d, index)  # type: ignore[arg-type]
     out = _copied_in_order(out, tensor)
     return out.view(tensor.dtype) if _is_float8(tensor) else out

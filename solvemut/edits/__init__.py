@@ -2,16 +2,21 @@
 
 from .attributes import SetAttribute
 from .base import EDITS, Edit, edit_form, edit_of, register
+from .kernel import AROUND, Kernel, SetKernel, is_convolution
 from .selection import Index, Selection, is_grouped, rows_of
 
 __all__ = [
+    "AROUND",
     "EDITS",
     "Edit",
     "Index",
+    "Kernel",
     "Selection",
     "SetAttribute",
+    "SetKernel",
     "edit_form",
     "edit_of",
+    "is_convolution",
     "is_grouped",
     "register",
     "rows_of",

@@ -50,6 +50,15 @@ class SetAttribute(Edit):
             raise PlanMismatchError(f"{self.place} is {trace.attributes[size]}, the plan expects {self.before}")
         return replace(trace, attributes={**trace.attributes, size: self.after}), self.back()
 
+    @property
+    def sets(self) -> tuple[Any, ...]:
+        return (self.module, self.name, self.index)
+
+    def then(self, other: Edit) -> SetAttribute | None:
+        if isinstance(other, SetAttribute) and self.sets == other.sets and self.after == other.before:
+            return replace(self, after=other.after)
+        return None
+
     def back(self) -> SetAttribute:
         return replace(self, before=self.after, after=self.before)
 

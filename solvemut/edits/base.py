@@ -40,6 +40,15 @@ class Edit(ABC):
     def describe(self) -> str:
         """One line for printed plans."""
 
+    @property
+    def sets(self) -> tuple[Any, ...] | None:
+        """The one thing that it sets, so that it commutes with edits that set others; None: it may do more."""
+        return None
+
+    def then(self, other: Edit) -> Edit | None:
+        """This edit, then another of the same thing, as one; None: they stay two."""
+        return None
+
     def to_data(self) -> dict[str, Any]:
         """As a plan file has it."""
         return {"kind": self.kind, **{f.name: getattr(self, f.name) for f in fields(self)}}

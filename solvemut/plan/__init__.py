@@ -1,8 +1,25 @@
 """Plan: the answer as data, with its file and its index maps."""
 
+from .compose import changes_nothing, then
 from .draw import parts
 from .file import checksum, runs
+from .kernel import Convolution, kernel_parts, seen_by, taps
 from .record import PlanCost, PlanRecord, as_lists
 from .replay import Replayed, replayed
 
-__all__ = ["PlanCost", "PlanRecord", "Replayed", "as_lists", "checksum", "parts", "replayed", "runs"]
+__all__ = [
+    "Convolution",
+    "PlanCost",
+    "PlanRecord",
+    "Replayed",
+    "as_lists",
+    "changes_nothing",
+    "checksum",
+    "kernel_parts",
+    "parts",
+    "replayed",
+    "runs",
+    "seen_by",
+    "taps",
+    "then",
+]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..edits import SetAttribute, edit_form, rows_of
+from ..edits import SetAttribute, SetKernel, edit_form, rows_of
 from ..edits.forms import (
     INT,
     SIZE,
@@ -218,12 +218,13 @@ def _grown(data: Data) -> set[tuple[str, str]]:
 
 
 def _no_layer_is_emptied(data: Data) -> None:
+    other_outputs = any(e["kind"] == SetKernel.kind for e in data["edits"])  # so layers may run on more positions
     grows = bool(_grown(data))
     for name, (before, after) in data["sizes"].items():
         if not min(before, 1) <= after <= (ROOM if grows else before):
             fail(f"sizes[{name!r}][1]", f"a size from 1 {f'to {before}' if not grows else 'on'}", after)
     for name, (before, after, _) in data["costs"].items():
-        if after > before and not grows:
+        if after > before and not (grows or other_outputs):
             fail(f"costs[{name!r}][1]", f"a cost of at most {before}, as nothing is new", after)
 
 
@@ -254,6 +255,20 @@ def _attributes_once(data: Data) -> None:
         if place in seen:
             fail(f"attributes[{k}]", "each attribute once", list(place))
         seen.add(place)
+
+
+def _kernels_fit(data: Data) -> None:
+    """The sizes that a kernel is given are those of its weight."""
+    for k, edit in enumerate(data["edits"]):
+        if edit["kind"] != SetKernel.kind:
+            continue
+        name = f"{edit['module']}.weight".lstrip(".")
+        shapes = data["shapes"].get(name)
+        if shapes is None:
+            fail(f"edits[{k}].module", f"a module whose weight is in shapes, as {name!r} is not", edit["module"])
+        for part, shape in zip(("before", "after"), shapes, strict=True):
+            if edit[part]["size"] != shape[2:]:
+                fail(f"edits[{k}].{part}.size", f"{shape[2:]}, as {name} has", edit[part]["size"])
 
 
 def _inputs_are_listed(data: Data) -> None:
@@ -322,7 +337,7 @@ def runs(units: np.ndarray) -> list[list[int]]:
     return found
 
 
-def _expanded(coded: Sequence[Sequence[int]]) -> np.ndarray:
+def expanded(coded: Sequence[Sequence[int]]) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype=np.int64), *(np.repeat(np.arange(a, a + n), k) for a, n, k in coded)])
 
 
@@ -337,8 +352,8 @@ class _Kept:
         size = shape[int(key)]
         if not self._fits(coded, size, shape[0] if self.is_grouped else 1):
             fail(f"units[{name!r}][{key}]", f"runs of {size} positions{', by group' * self.is_grouped}", coded)
-        self.units = _expanded(coded[0]).reshape(-1, size)
-        self.order = _expanded(coded[1]).tolist() if len(coded) == 2 else None
+        self.units = expanded(coded[0]).reshape(-1, size)
+        self.order = expanded(coded[1]).tolist() if len(coded) == 2 else None
 
     def _fits(self, coded: Sequence[Sequence[Sequence[int]]], size: int, most: int) -> bool:
         """As many positions as there are before, and then as many as stay; not more than memory takes."""
@@ -394,6 +409,7 @@ AGREEMENTS = (
     _no_layer_is_emptied,
     _keeps_promises,
     _attributes_once,
+    _kernels_fit,
     _inputs_are_listed,
     _shapes_follow,
     _new_slices_are_filled,

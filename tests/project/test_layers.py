@@ -38,9 +38,11 @@ LAYERS: dict[str, set[str]] = {
     "problem": {"apply", "compile", "progress", "values"},
     "resizing": {"problem"},
     "surgery": {"building", "resizing"},
+    "kernels": {"apply"},
+    "lazy": {"apply"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", "surgery", *FACADES}
+TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", "surgery", "kernels", "lazy", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 
