@@ -152,6 +152,7 @@ class Editor:
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.op not in ("output", "placeholder"):
                 self.graph.erase_node(node)
+        _in_order(self.graph)
         self.graph.lint()
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         for n in self.model.graph.nodes:
@@ -323,7 +324,6 @@ def connect(source: Any, target: Any, position: int | None, merge: str) -> Opera
             _add_behind(editor, a, new, b, node)
         else:
             _merge_before(editor, a, new, node, position, merge)
-        _in_order(editor.graph)
         return editor.done()
 
     return Operation(f"connect {_name(source)} to {_name(target)}", change, strip)
@@ -417,16 +417,17 @@ def _after(node: torch.fx.Node) -> set[torch.fx.Node]:
 
 
 def _in_order(graph: torch.fx.Graph) -> None:
-    """Every node behind what it reads; otherwise the order stays."""
+    """Inputs first, every node behind what it reads; otherwise the order stays."""
     placed: set[torch.fx.Node] = set()
-    waiting = list(graph.nodes)
+    waiting = sorted(graph.nodes, key=lambda n: n.op != "placeholder")
     where: torch.fx.Node | None = None
     while waiting:
-        ready = next(
-            n for n in waiting if placed.issuperset(n.all_input_nodes) and (n.op != "output" or len(waiting) == 1)
-        )
+        last = len(waiting) == 1
+        ready = next(n for n in waiting if placed.issuperset(n.all_input_nodes) and (n.op != "output" or last))
         if where is not None:
             where.append(ready)
+        else:
+            graph._root.append(ready)
         where = ready
         placed.add(ready)
         waiting.remove(ready)

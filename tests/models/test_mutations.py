@@ -127,7 +127,7 @@ class Mutated(RuleBasedStateMachine):
             old = old.index_select(d, torch.tensor([i for i in index if i >= 0], dtype=torch.long))
         assert torch.equal(old, new)
 
-    @precondition(lambda self: self.mut)
+    @precondition(lambda self: self.mut and self.layers())
     @rule(data=st.data())
     def resize(self, data: Any) -> None:
         names = data.draw(st.lists(st.sampled_from(self.layers()), min_size=1, max_size=2, unique=True))

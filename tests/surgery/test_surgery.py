@@ -222,6 +222,16 @@ def test_a_layer_gets_a_concat_or_an_add_in_front(merge):
         assert mut.graph["A"].nout == mut.graph["C"].nout == mut.graph["M"].nin[0]
 
 
+def test_inputs_stay_in_front_of_what_comes():
+    net = Net(x=3, y=2).dense("A", "x", 4).dense("B", "y", 4)
+    net.at["sum"] = net.at["A"] + net.at["B"]
+    mut = net.dense("L", "sum", 2).mutator("L")
+    mut.insert("x", nn.Linear(3, 3), "new")
+    mut.connect("x", "A")
+    assert [n.op for n in mut.model.graph.nodes][:3] == ["placeholder", "placeholder", "call_module"]
+    runs(mut)
+
+
 # -- disconnect --------------------------------------------------------------------------------------------------------
 
 
