@@ -169,8 +169,8 @@ class _Replay(Flow):
         ua, ub = units[a], units[b]
         if self._dealt_otherwise(ua, ub):
             raise SolvemutError(
-                f"the units kept fall to other groups at {self.node.at()}; keep one of the layers before it, or ask for "
-                "sizes that its groups divide"
+                f"the units kept fall to other groups at {self.node.at()}; keep one of the layers before it, or ask "
+                "for sizes that its groups divide"
             )
         # a frozen unit counts as itself wherever it stands at the same place of both
         if (ua == ub).all() or self._both_fixed(ua, ub) or self._last_of_its_kind(ua, ub):
