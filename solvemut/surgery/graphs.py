@@ -58,11 +58,11 @@ class Editor:
 
     def vertex(self, node: torch.fx.Node) -> Vertex:
         """The vertex whose output a node puts out: its own, or for a module that does nothing that of its input."""
-        while (name := self._vertex_name(node)) not in self.captured and len(self.inputs(node)) == 1:
+        while (name := self.vertex_name(node)) not in self.captured and len(self.inputs(node)) == 1:
             (node,) = self.inputs(node)
         return self.captured[name]
 
-    def _vertex_name(self, node: torch.fx.Node) -> str:
+    def vertex_name(self, node: torch.fx.Node) -> str:
         if node.op != "call_module":
             return node.name
         calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == node.target]
@@ -146,16 +146,22 @@ class Editor:
         trace = self.captured.trace
         return trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name), vertex.dim
 
-    def done(self) -> Changed:
-        """Give the graph to the model."""
+    def sweep(self) -> set[str]:
+        """Take out nodes that nothing reads, and modules that the model called and does not call now; what it calls."""
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.op not in ("output", "placeholder"):
                 self.graph.erase_node(node)
-        self.graph.lint()
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
+        around = {path[:k] for path in called for k, c in enumerate(path) if c == "."}
         for n in self.model.graph.nodes:
-            if n.op == "call_module" and str(n.target) not in called:
+            if n.op == "call_module" and str(n.target) not in called | around:
                 self.model.delete_submodule(str(n.target))
+        return called
+
+    def done(self) -> Changed:
+        """Give the graph to the model."""
+        called = self.sweep()
+        self.graph.lint()
         self.model.graph = self.graph
         return Changed([p for p in self.ports if p.name in called], self.alters)
 
@@ -257,10 +263,10 @@ def _splice(
     if len(inputs) != 1:
         what = "nothing" if not inputs else f"{len(inputs)} values"
         raise RequestError(f"{editor.name(user)} would read {what} in place of {vertex.name}; it takes one")
-    user.replace_input_with(node, _aligned(editor, inputs[0], vertex))
+    user.replace_input_with(node, aligned(editor, inputs[0], vertex))
 
 
-def _aligned(editor: Editor, source: torch.fx.Node, vertex: Vertex) -> torch.fx.Node:
+def aligned(editor: Editor, source: torch.fx.Node, vertex: Vertex) -> torch.fx.Node:
     """A value that is to stand where another stood: itself, or a port to the size that is expected."""
     from_vertex = editor.vertex(source)
     if from_vertex.nout == vertex.nout:
@@ -276,7 +282,7 @@ def _splice_cat(
     if inputs and sizes != vertex.nout:
         if len(inputs) > 1:
             raise RequestError(f"{editor.name(user)} would read {sizes} units in place of {vertex.nout}")
-        inputs = [_aligned(editor, inputs[0], vertex)]
+        inputs = [aligned(editor, inputs[0], vertex)]
     if not inputs:
         for k in reversed([k for k, n in enumerate(slots) if n is node]):
             _cut(editor, user, k)
@@ -340,7 +346,7 @@ def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.f
 def _add_behind(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, node: torch.fx.Node) -> None:
     users = list(node.users)
     editor.alters.append(f"a term came: {a.name}")
-    term = _aligned(editor, new, b)
+    term = aligned(editor, new, b)
     total = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), node, node, term)
     for user in users:
         user.replace_input_with(node, total)
@@ -358,7 +364,7 @@ def _merge_before(
     shape, dim = editor.value(old)
     if merge == "add":
         editor.alters.append(f"a term came: {a.name}")
-        term = _aligned(editor, new, old)
+        term = aligned(editor, new, old)
         both = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), inputs[0], inputs[0], term)
         node.replace_input_with(inputs[0], both)
         return

@@ -38,9 +38,10 @@ LAYERS: dict[str, set[str]] = {
     "problem": {"apply", "compile", "progress", "values"},
     "resizing": {"problem"},
     "surgery": {"building", "resizing"},
+    "search": {"mutator", "surgery"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", "surgery", *FACADES}
+TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", "surgery", "search", *FACADES}
 ORTOOLS = {"solver", "program"}
 
 
