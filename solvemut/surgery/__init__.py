@@ -1,6 +1,6 @@
 """Surgery: layers and edges that come and go; sizes are aligned by the program, and all of it or nothing is done."""
 
-from .graft import Cut, cuts, graft
+from .grafts import Cut, cuts, graft
 from .graphs import connect, disconnect, insert, remove
 from .operation import Operation, perform
 
