@@ -147,7 +147,7 @@ class Editor:
         return trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name), vertex.dim
 
     def sweep(self) -> set[str]:
-        """Take out nodes that nothing reads, and modules that the model called and does not call now; what it calls."""
+        """Take out nodes that nothing reads, and what the model called or read and now does not; what it calls."""
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.op not in ("output", "placeholder"):
                 self.graph.erase_node(node)
@@ -156,7 +156,17 @@ class Editor:
         for n in self.model.graph.nodes:
             if n.op == "call_module" and str(n.target) not in called | around:
                 self.model.delete_submodule(str(n.target))
+        self._drop_unread(called)
         return called
+
+    def _drop_unread(self, called: set[str]) -> None:
+        """Parameters and buffers that the graph itself read go with the nodes that read them."""
+        read = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
+        for path in {str(n.target) for n in self.model.graph.nodes if n.op == "get_attr"} - read - called:
+            parent, _, leaf = path.rpartition(".")
+            holder = dict(self.model.named_modules()).get(parent)
+            if hasattr(holder, leaf) and called.isdisjoint(path[:k] for k, c in enumerate(path) if c == "."):
+                delattr(holder, leaf)
 
     def done(self) -> Changed:
         """Give the graph to the model."""

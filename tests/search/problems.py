@@ -70,7 +70,7 @@ def trained(mutator: sm.Mutator) -> float:
     loss = (model(x) - x[:, :2]).square().mean()
     loss.backward()
     optimizer.step()
-    return -float(loss)
+    return -loss.item()
 
 
 def fragile(mutator: sm.Mutator) -> float:
