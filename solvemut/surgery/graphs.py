@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..graph import Graph, Vertex
 from .operation import Changed, Operation
 from .ports import Port, layer
 
+_LINE = re.compile(r"<eval_with_key>[^:]*:\d+: (\w+) = ")  # of the code that torch.fx generates
 CATS = (torch.cat, torch.concat, torch.concatenate)
 SUMS = {operator.add: "add", operator.iadd: "add", torch.add: "add", operator.mul: "mul", torch.mul: "mul"}
 SUMS |= {operator.sub: "sub", torch.sub: "sub", operator.truediv: "div", torch.div: "div"}
@@ -33,6 +35,7 @@ class Editor:
             )
         self.model, self.captured = model, graph
         self.graph = copy.deepcopy(model.graph)
+        self.called_by = _names(graph)
         self.ports: list[Port] = []
         self.alters: list[str] = []  # why outputs may not be what they were
 
@@ -46,7 +49,7 @@ class Editor:
         path, _, nth = name.partition("#")
         calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == path]
         kinds = ("call_function", "call_method", "placeholder")
-        named = [n for n in self.graph.nodes if n.name == name and n.op in kinds]
+        named = [n for n in self.graph.nodes if self.name(n) == name and n.op in kinds]
         k = int(nth or 1) - 1 if (nth or "1").isdigit() else 0
         if 0 <= k < len(calls):
             return calls[k]
@@ -64,14 +67,14 @@ class Editor:
 
     def vertex_name(self, node: torch.fx.Node) -> str:
         if node.op != "call_module":
-            return node.name
+            return self.name(node)
         calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == node.target]
         nth = calls.index(node) + 1 if node in calls else 1
         return str(node.target) if nth == 1 else f"{node.target}#{nth}"
 
     def name(self, node: torch.fx.Node) -> str:
         """The vertex name of a node."""
-        return str(node.target) if node.op == "call_module" else node.name
+        return str(node.target) if node.op == "call_module" else self.called_by.get(node.name, node.name)
 
     def module(self, node: torch.fx.Node) -> nn.Module | None:
         """The module that a node calls."""
@@ -174,6 +177,16 @@ class Editor:
         self.graph.lint()
         self.model.graph = self.graph
         return Changed([p for p in self.ports if p.name in called], self.alters)
+
+
+def _names(graph: Graph) -> dict[str, str]:
+    """The vertices of functions by the names of their nodes, which are the names that the generated code gives.
+
+    The two differ where layers run the same operation, and once a node is gone: vertices are numbered anew.
+    """
+    vertices = {node: v.name for v in graph.vertices for node in v.nodes}
+    lines = [(n, _LINE.match(n.source)) for n in graph.trace.nodes if not n.module and n.name in vertices]
+    return {line[1]: vertices[n.name] for n, line in lines if line}
 
 
 def strip(model: torch.fx.GraphModule, ports: Sequence[Port]) -> None:
