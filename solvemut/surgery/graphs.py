@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from . import modules as in_code
 from .operation import Changed, Operation
 from .ports import Port, layer, with_size
 
+_LINE = re.compile(r"<eval_with_key>[^:]*:\d+: (\w+) = ")  # of the code that torch.fx generates
 CATS = (torch.cat, torch.concat, torch.concatenate)
 SUMS = {operator.add: "add", operator.iadd: "add", torch.add: "add", operator.mul: "mul", torch.mul: "mul"}
 SUMS |= {operator.sub: "sub", torch.sub: "sub", operator.truediv: "div", torch.div: "div"}
@@ -34,6 +36,7 @@ class Editor:
             )
         self.model, self.captured = model, graph
         self.graph = copy.deepcopy(model.graph)
+        self.called_by = _names(graph)
         self.ports: list[Port] = []
         self.alters: list[str] = []  # why outputs may not be what they were
 
@@ -47,7 +50,7 @@ class Editor:
         path, _, nth = name.partition("#")
         calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == path]
         kinds = ("call_function", "call_method", "placeholder")
-        named = [n for n in self.graph.nodes if n.name == name and n.op in kinds]
+        named = [n for n in self.graph.nodes if self.name(n) == name and n.op in kinds]
         k = int(nth or 1) - 1 if (nth or "1").isdigit() else 0
         if 0 <= k < len(calls):
             return calls[k]
@@ -59,20 +62,20 @@ class Editor:
 
     def vertex(self, node: torch.fx.Node) -> Vertex:
         """The vertex whose output a node puts out: its own, or for a module that does nothing that of its input."""
-        while (name := self._vertex_name(node)) not in self.captured and len(self.inputs(node)) == 1:
+        while (name := self.vertex_name(node)) not in self.captured and len(self.inputs(node)) == 1:
             (node,) = self.inputs(node)
         return self.captured[name]
 
-    def _vertex_name(self, node: torch.fx.Node) -> str:
+    def vertex_name(self, node: torch.fx.Node) -> str:
         if node.op != "call_module":
-            return node.name
+            return self.name(node)
         calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == node.target]
         nth = calls.index(node) + 1 if node in calls else 1
         return str(node.target) if nth == 1 else f"{node.target}#{nth}"
 
     def name(self, node: torch.fx.Node) -> str:
         """The vertex name of a node."""
-        return str(node.target) if node.op == "call_module" else node.name
+        return str(node.target) if node.op == "call_module" else self.called_by.get(node.name, node.name)
 
     def module(self, node: torch.fx.Node) -> nn.Module | None:
         """The module that a node calls."""
@@ -147,19 +150,45 @@ class Editor:
         trace = self.captured.trace
         return trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name), vertex.dim
 
-    def done(self) -> Changed:
-        """Give the graph to the model."""
+    def sweep(self) -> set[str]:
+        """Take out nodes that nothing reads, and what the model called or read and now does not; what it calls."""
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.op not in ("output", "placeholder"):
                 self.graph.erase_node(node)
+        called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
+        around = {path[:k] for path in called for k, c in enumerate(path) if c == "."}
+        for n in self.model.graph.nodes:
+            if n.op == "call_module" and str(n.target) not in called | around:
+                self.model.delete_submodule(str(n.target))
+        self._drop_unread(called)
+        return called
+
+    def _drop_unread(self, called: set[str]) -> None:
+        """Parameters and buffers that the graph itself read go with the nodes that read them."""
+        read = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
+        for path in {str(n.target) for n in self.model.graph.nodes if n.op == "get_attr"} - read - called:
+            parent, _, leaf = path.rpartition(".")
+            holder = dict(self.model.named_modules()).get(parent)
+            if hasattr(holder, leaf) and called.isdisjoint(path[:k] for k, c in enumerate(path) if c == "."):
+                delattr(holder, leaf)
+
+    def done(self) -> Changed:
+        """Give the graph to the model."""
+        called = self.sweep()
         _in_order(self.graph)
         self.graph.lint()
-        called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
-        for n in self.model.graph.nodes:
-            if n.op == "call_module" and str(n.target) not in called:
-                self.model.delete_submodule(str(n.target))
         self.model.graph = self.graph
         return Changed([p for p in self.ports if p.name in called], self.alters)
+
+
+def _names(graph: Graph) -> dict[str, str]:
+    """The vertices of functions by the names of their nodes, which are the names that the generated code gives.
+
+    The two differ where layers run the same operation, and once a node is gone: vertices are numbered anew.
+    """
+    vertices = {node: v.name for v in graph.vertices for node in v.nodes}
+    lines = [(n, _LINE.match(n.source)) for n in graph.trace.nodes if not n.module and n.name in vertices]
+    return {line[1]: vertices[n.name] for n, line in lines if line}
 
 
 def strip(model: nn.Module, ports: Sequence[Port]) -> None:
@@ -263,10 +292,10 @@ def _splice(
     if len(inputs) != 1:
         what = "nothing" if not inputs else f"{len(inputs)} values"
         raise RequestError(f"{editor.name(user)} would read {what} in place of {vertex.name}; it takes one")
-    user.replace_input_with(node, _aligned(editor, inputs[0], vertex))
+    user.replace_input_with(node, aligned(editor, inputs[0], vertex))
 
 
-def _aligned(editor: Editor, source: torch.fx.Node, vertex: Vertex) -> torch.fx.Node:
+def aligned(editor: Editor, source: torch.fx.Node, vertex: Vertex) -> torch.fx.Node:
     """A value that is to stand where another stood: itself, or a port to the size that is expected."""
     from_vertex = editor.vertex(source)
     if from_vertex.nout == vertex.nout:
@@ -282,7 +311,7 @@ def _splice_cat(
     if inputs and sizes != vertex.nout:
         if len(inputs) > 1:
             raise RequestError(f"{editor.name(user)} would read {sizes} units in place of {vertex.nout}")
-        inputs = [_aligned(editor, inputs[0], vertex)]
+        inputs = [aligned(editor, inputs[0], vertex)]
     if not inputs:
         for k in reversed([k for k, n in enumerate(slots) if n is node]):
             _cut(editor, user, k)
@@ -347,7 +376,7 @@ def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.f
 def _add_behind(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, node: torch.fx.Node) -> None:
     users = list(node.users)
     editor.alters.append(f"a term came: {a.name}")
-    term = _aligned(editor, new, b)
+    term = aligned(editor, new, b)
     total = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), node, node, term)
     for user in users:
         user.replace_input_with(node, total)
@@ -365,7 +394,7 @@ def _merge_before(
     shape, dim = editor.value(old)
     if merge == "add":
         editor.alters.append(f"a term came: {a.name}")
-        term = _aligned(editor, new, old)
+        term = aligned(editor, new, old)
         both = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), inputs[0], inputs[0], term)
         node.replace_input_with(inputs[0], both)
         return

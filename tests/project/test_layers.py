@@ -40,9 +40,11 @@ LAYERS: dict[str, set[str]] = {
     "surgery": {"building", "resizing"},
     "kernels": {"apply"},
     "lazy": {"apply"},
+    "search": {"mutator", "surgery"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
 TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", "surgery", "kernels", "lazy", *FACADES}
+TORCH |= {"search"}
 ORTOOLS = {"solver", "program"}
 
 
