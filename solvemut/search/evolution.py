@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..apply import Plan
-from ..arguments import flag, scalar, shown, whole
+from ..arguments import flag, items, scalar, shown, whole
 from ..errors import RequestError
 from ..mutator import Mutator
 from .mutations import LOG, TORCH, Mutation, drawing_from, share
@@ -81,31 +81,24 @@ def evolve(
     >>> found[0].fitness > -net.graph.params.now, net.graph["0"].nout
     (True, 8)
     """
-    size, generations = len(population), whole(generations, "generations", least=0)
-    plan: dict[str, Any] = {"seed": whole(seed, "seed"), "size": size, "elites": whole(elites, "elites", least=0)}
-    plan |= {"tournament": whole(tournament, "tournament", least=1), "p_crossover": share(p_crossover, "p_crossover")}
-    if not size or not all(isinstance(m, Mutator) for m in population):
+    start = items(population) or []
+    if not all(isinstance(m, Mutator) for m in start) or not start:
         raise RequestError(f"evolve: give a population of mutators, at least one, not {shown(population)}")
-    if elites >= size:
-        raise RequestError(f"elites={elites}: give fewer than the population has ({size}), or nothing is new")
-    if not crossover:
-        p_crossover = 0.0
-    journal = Journal(log, flag(resume, "resume"), plan)
+    plan: dict[str, Any] = {"seed": whole(seed, "seed"), "size": len(start)}
+    plan |= {"elites": whole(elites, "elites", least=0), "tournament": whole(tournament, "tournament", least=1)}
+    plan["p_crossover"] = share(p_crossover, "p_crossover") * (crossover is not None)
+    if plan["elites"] >= len(start):
+        raise RequestError(f"elites={elites}: give fewer than the population has ({len(start)}), or nothing is new")
+    generations, journal = whole(generations, "generations", least=0), Journal(log, flag(resume, "resume"), plan)
     done, found = journal.state
+    work = partial(_candidate, fitness, mutate, crossover)
     for generation in range(done + 1, generations + 1):
-        if generation == 0:
-            jobs = [Job(k, 0, (), (m,), seed) for k, m in enumerate(population)]
-            kept, work = [], partial(_candidate, fitness, None, None)
-        else:
-            first = size + (generation - 1) * (size - elites)
-            jobs = [_job(found, k, generation, plan, p_crossover) for k in range(first, first + size - elites)]
-            kept, work = found[:elites], partial(_candidate, fitness, mutate, crossover)
         new = []
         with torch.random.fork_rng(range(torch.cuda.device_count())):
-            for candidate in _results(executor, work, jobs):
+            for candidate in _results(executor, work, _jobs(start, found, generation, plan)):
                 journal.write(candidate)
                 new.append(candidate)
-        found = sorted([*kept, *new], key=lambda c: c.rank)
+        found = sorted([*found[: plan["elites"]], *new], key=lambda c: c.rank)
         journal.complete(generation, found)
         LOG.info("generation %d: the best has fitness %g", generation, found[0].fitness)
         if progress is not None:
@@ -128,11 +121,20 @@ class Job:
         return random.Random(f"{self.run}/{self.number}").getrandbits(53)
 
 
-def _job(found: list[Candidate], number: int, generation: int, plan: dict[str, Any], p_crossover: float) -> Job:
+def _jobs(start: list[Mutator], found: list[Candidate], generation: int, plan: dict[str, Any]) -> list[Job]:
+    """What is to be made and evaluated in a generation: at first the networks given, later offspring."""
+    if generation == 0:
+        return [Job(k, 0, (), (m,), plan["seed"]) for k, m in enumerate(start)]
+    new = plan["size"] - plan["elites"]
+    first = plan["size"] + (generation - 1) * new
+    return [_job(found, k, generation, plan) for k in range(first, first + new)]
+
+
+def _job(found: list[Candidate], number: int, generation: int, plan: dict[str, Any]) -> Job:
     """An offspring: of the winner of a tournament, or of two."""
     rng = random.Random(f"{plan['seed']}/{number}/parents")
-    cross = rng.random() < p_crossover
-    winners = [min(rng.sample(found, min(plan["tournament"], len(found))), key=lambda c: c.rank) for _ in range(2)]
+    cross, n = rng.random() < plan["p_crossover"], min(plan["tournament"], len(found))
+    winners = [min(rng.sample(found, n), key=lambda c: c.rank) for _ in range(2)]
     parents = winners if cross and winners[0] is not winners[1] else winners[:1]
     return Job(number, generation, tuple(c.number for c in parents), tuple(c.mutator for c in parents), plan["seed"])
 
@@ -158,7 +160,7 @@ def _candidate(fitness: Callable[[Mutator], Any], mutate: Any, cross: Any, job: 
         child = job.mutators[0].copy()
         child.history = ()
     try:
-        if mutate is not None:
+        if job.generation:
             child = _offspring(job.mutators, mutate, cross, rng)
         with TORCH:
             torch.manual_seed(rng.getrandbits(63))
@@ -209,6 +211,7 @@ class Journal:
         elif not resume and self.path.exists():
             raise RequestError(f"log={str(path)!r} exists: give resume=True to go on with it, or another name")
         else:
+            self.pickle.unlink(missing_ok=True)
             self.path.write_text("", encoding="utf-8")
 
     def _load(self, path: Path) -> None:
@@ -218,9 +221,13 @@ class Journal:
             unlike = ", ".join(f"{k} was {plan.get(k)}, is {v}" for k, v in self.plan.items() if plan.get(k) != v)
             raise RequestError(f"resume=True: {path} is the log of another evolution: {unlike}")
         self.state = done, population
-        size, new = plan["size"], plan["size"] - plan["elites"]
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: size + done * new]
-        path.write_text("".join(lines), encoding="utf-8")  # without those of a generation that was cut off
+        evaluated = plan["size"] + done * (plan["size"] - plan["elites"])
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if len(lines) < evaluated:
+            raise RequestError(
+                f"resume=True: {path} has {len(lines)} lines, {self.pickle} is of {evaluated} evaluations"
+            )
+        path.write_text("".join(lines[:evaluated]), encoding="utf-8")  # without a generation that was cut off
 
     def write(self, candidate: Candidate) -> None:
         """A line of the log."""
