@@ -1,8 +1,8 @@
 """Do values tell what a unit is worth? A network that has learned xor loses half of its hidden units in three ways.
 
-A 2-32-1 network is trained until it knows xor. Then 16 of the 32 hidden units go: those of least value, 16 at random, or
-those of most value; a unit is worth as much as it contributes to the output over the four examples. Over 20 seeds, the
-loss should be
+A 2-32-1 network is trained until it knows xor. Then 16 of the 32 hidden units go: those of least value, 16 at random,
+or those of most value; a unit is worth as much as it contributes to the output over the four examples. Over 20 seeds,
+the loss should be
 
     most valuable removed  >  random ones removed  >  least valuable removed  >=  as trained
 
