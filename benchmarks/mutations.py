@@ -41,21 +41,22 @@ Vertices = list[Any]
 
 
 def network(layers: int = 50, image: int = 32) -> tuple[nn.Module, torch.Tensor]:
-    """A residual CNN of so many convolutions, about, in stages of 16, 32 and 64 channels, and an image for it.
+    """A residual CNN of so many convolutions in stages of 16, 32 and 64 channels, and an image for it.
 
-    Each block is two convolutions around a skip; the first one of a stage widens, and the last one of a stage joins two
+    The number is even, 18 at least. Each block is two convolutions around a skip; the first one of a stage widens, and the last one of a stage joins two
     branches by a concat. Batch norms have the statistics of a batch of noise, so that the outputs have a usual size.
     """
     net = sm.Builder("Residual")
     v = _conv(net, net.input("image", 3), "stem", 3, WIDTHS[0])
-    per_stage = max(2, round((layers - 1 - len(WIDTHS)) / 2 / len(WIDTHS)))
+    blocks = max(2 * len(WIDTHS), (layers - 2 * len(WIDTHS)) // 2)  # two in each; stem, skips and branches are 6 more
     before = WIDTHS[0]
     for s, width in enumerate(WIDTHS):
-        for b in range(per_stage):
+        last = blocks // len(WIDTHS) + (s < blocks % len(WIDTHS)) - 1
+        for b in range(last + 1):
             name, stride = f"stage{s}.block{b}", 2 if s and not b else 1
             skip = v if not stride - 1 else _conv(net, v, f"{name}.skip", before, width, 1, stride, relu=False)
             inside = _conv(net, v, f"{name}.a", before, width, 3, stride)
-            if b < per_stage - 1:
+            if b < last:
                 inside = _conv(net, inside, f"{name}.b", width, width, relu=False)
             else:
                 half = [_conv(net, inside, f"{name}.{k}", width, width // 2, relu=False) for k in "bc"]
@@ -123,8 +124,9 @@ class Draw:
         return lambda: self.mut.prune(**{cost: part})
 
     def prune_grow(self) -> Callable[[], sm.Plan]:
-        budget = round(self.mut.graph.params.now * self.rng.uniform(0.95, 1.1))
-        return lambda: self.mut.prune(params=budget, grow=0.25)
+        graph, part = self.mut.graph, self.rng.uniform(0.95, 1.1)
+        budgets = {"params": round(graph.params.now * part), "flops": round(graph.flops.now * part)}
+        return lambda: self.mut.prune(**budgets, grow=0.25)
 
     def insert(self) -> Callable[[], sm.Plan]:
         v = self.rng.choice([v for v in self.images() if v.op != "input"])
@@ -239,8 +241,9 @@ class Run:
 
 def reason(e: Exception) -> str:
     """What an error says, without names and numbers, so that it can be counted."""
-    text = re.sub(r"'[^']*'|\b[\w.#]*[\d_.][\w.#]*\b", "…", str(e).split("\n")[0])
-    return text[:90]
+    first, _, more = str(e).partition("\n")
+    text = f"{first} {more.split(chr(10))[0].strip()}" if first.endswith(":") else first
+    return re.sub(r"'[^']*'|\b[\w.#]*[\d_.][\w.#]*\b", "…", text)[:140]
 
 
 # -- the report --------------------------------------------------------------------------------------------------------
@@ -304,21 +307,24 @@ def main(argv: list[str] | None = None) -> Run:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="mutations in a row (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=50, help="convolutions, about (default %(default)s)")
+    parser.add_argument("--layers", type=int, default=50, help="convolutions, an even number (default %(default)s)")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--quick", action="store_true", help="16 mutations of 14 layers on 8 x 8 pixels")
+    parser.add_argument("--quick", action="store_true", help="16 mutations of 18 layers on 8 x 8 pixels")
     parser.add_argument("--check", action="store_true", help="hold the graph against a fresh capture after each one")
+    parser.add_argument("--verbose", action="store_true", help="a line for each mutation")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    steps, layers, image = (16, 14, 8) if options.quick else (options.steps, options.layers, 32)
+    steps, layers, image = (16, 18, 8) if options.quick else (options.steps, options.layers, 32)
     run = Run(options.seed, layers, image, options.check)
     kinds = [k for k in options.kinds if hasattr(run.mut, k.split("_")[0])]
     start = repr(run.mut)
     for k in range(steps):
         if k % len(kinds) == 0:
             run.rng.shuffle(kinds)
-        run.step(kinds[k % len(kinds)])
+        o = run.step(kinds[k % len(kinds)])
+        if options.verbose:
+            print(f"{k:3} {o.kind:<11} {1e3 * o.wall:6.0f} ms  {o.drift}  {o.refused}  {run.mut!r}", flush=True)
     print(f"{start}\n{run.mut!r}\n\n{report(run.outcomes)}\n\n{versions()}")
     return run
 
