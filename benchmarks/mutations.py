@@ -43,8 +43,9 @@ Vertices = list[Any]
 def network(layers: int = 50, image: int = 32) -> tuple[nn.Module, torch.Tensor]:
     """A residual CNN of so many convolutions in stages of 16, 32 and 64 channels, and an image for it.
 
-    The number is even, 18 at least. Each block is two convolutions around a skip; the first one of a stage widens, and the last one of a stage joins two
-    branches by a concat. Batch norms have the statistics of a batch of noise, so that the outputs have a usual size.
+    The number is even, 18 at least. Each block is two convolutions around a skip; the first one of a stage widens, and
+    the last one of a stage joins two branches by a concat. Batch norms have the statistics of a batch of noise, so that
+    the outputs have a usual size.
     """
     net = sm.Builder("Residual")
     v = _conv(net, net.input("image", 3), "stem", 3, WIDTHS[0])
