@@ -71,12 +71,14 @@ def network(layers: int = 50, image: int = 32) -> tuple[nn.Module, torch.Tensor]
 @torch.no_grad()
 def settle(model: nn.Module, batch: torch.Tensor) -> None:
     """Give batch norms the statistics of a batch, so that no unit dies or explodes, as training on would see to."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # the mean of the batches seen
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # this batch alone
     model.train()(batch)
     model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _conv(
