@@ -70,7 +70,12 @@ def network(layers: int = 50, image: int = 32) -> tuple[nn.Module, torch.Tensor]
 
 @torch.no_grad()
 def settle(model: nn.Module, batch: torch.Tensor) -> None:
-    """Give batch norms the statistics of a batch, so that no unit dies or explodes, as training on would see to."""
+    """Keep the network alive, as training on would: weights of zero become small, batch norms follow a batch.
+
+    New columns begin as zeros; when the others go afterwards, nothing would come through any more.
+    """
+    for p in (p for p in model.parameters() if p.ndim > 1):
+        p[p == 0] = torch.randn(int((p == 0).sum())) * p.std()
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -132,7 +137,7 @@ class Draw:
         return lambda: self.mut.prune(**{cost: part})
 
     def prune_grow(self) -> Callable[[], sm.Plan]:
-        graph, part = self.mut.graph, self.rng.uniform(0.95, 1.1)
+        graph, part = self.mut.graph, self.rng.uniform(1.0, 1.25)
         budgets = {"params": round(graph.params.now * part), "flops": round(graph.flops.now * part)}
         return lambda: self.mut.prune(**budgets, grow=0.25)
 
@@ -325,6 +330,7 @@ def main(argv: list[str] | None = None) -> Run:
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--quick", action="store_true", help="16 mutations of 18 layers on 8 x 8 pixels")
     parser.add_argument("--check", action="store_true", help="hold the graph against a fresh capture after each one")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="take no further step after so many seconds")
     parser.add_argument("--verbose", action="store_true", help="a line for each mutation")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -332,8 +338,10 @@ def main(argv: list[str] | None = None) -> Run:
     steps, layers, image = (16, 18, 8) if options.quick else (options.steps, options.layers, 32)
     run = Run(options.seed, layers, image, options.check)
     kinds = [k for k in options.kinds if hasattr(run.mut, k.split("_")[0])]
-    start = repr(run.mut)
+    start, end = repr(run.mut), time.perf_counter() + options.seconds
     for k in range(steps):
+        if time.perf_counter() > end:
+            break
         if k % len(kinds) == 0:
             run.rng.shuffle(kinds)
         o = run.step(kinds[k % len(kinds)])
