@@ -75,7 +75,7 @@ def settle(model: nn.Module, batch: torch.Tensor) -> None:
     New columns begin as zeros; when the others go afterwards, nothing would come through any more.
     """
     for p in (p for p in model.parameters() if p.ndim > 1):
-        p[p == 0] = torch.randn(int((p == 0).sum())) * p.std()
+        p[p == 0] = torch.randn(int((p == 0).sum())) * p.std(unbiased=False)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
