@@ -139,7 +139,7 @@ class Draw:
     def prune_grow(self) -> Callable[[], sm.Plan]:
         graph, part = self.mut.graph, self.rng.uniform(1.0, 1.25)
         budgets = {"params": round(graph.params.now * part), "flops": round(graph.flops.now * part)}
-        return lambda: self.mut.prune(**budgets, grow=0.25)
+        return lambda: self.mut.prune(**budgets, grow=0.25, time_limit=10)
 
     def insert(self) -> Callable[[], sm.Plan]:
         v = self.rng.choice([v for v in self.images() if v.op != "input"])
