@@ -44,8 +44,7 @@ def network(layers: int = 50, image: int = 32) -> tuple[nn.Module, torch.Tensor]
     """A residual CNN of so many convolutions in stages of 16, 32 and 64 channels, and an image for it.
 
     The number is even, 18 at least. Each block is two convolutions around a skip; the first one of a stage widens, and
-    the last one of a stage joins two branches by a concat. Batch norms have the statistics of a batch of noise, so that
-    the outputs have a usual size.
+    the last one of a stage joins two branches by a concat.
     """
     net = sm.Builder("Residual")
     v = _conv(net, net.input("image", 3), "stem", 3, WIDTHS[0])
@@ -66,12 +65,25 @@ def network(layers: int = 50, image: int = 32) -> tuple[nn.Module, torch.Tensor]
             before = width
     pooled = net.layer(nn.Flatten(), net.layer(nn.AdaptiveAvgPool2d(1), v, name="pool"), name="flat")
     model = net.build(net.layer(nn.Linear(before, 10), pooled, name="head"))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the statistics of the batches seen
-    with torch.no_grad():
-        model.train()(torch.randn(8, 3, image, image))
     return model.eval(), torch.randn(1, 3, image, image)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, batch: torch.Tensor) -> None:
+    """Keep the network alive, as training on would: weights of zero become small, batch norms follow a batch.
+
+    New columns begin as zeros; when the others go afterwards, nothing would come through any more.
+    """
+    for p in (p for p in model.parameters() if p.ndim > 1):
+        p[p == 0] = torch.randn(int((p == 0).sum())) * p.std(unbiased=False)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # this batch alone
+    model.train()(batch)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _conv(
@@ -125,9 +137,9 @@ class Draw:
         return lambda: self.mut.prune(**{cost: part})
 
     def prune_grow(self) -> Callable[[], sm.Plan]:
-        graph, part = self.mut.graph, self.rng.uniform(0.95, 1.1)
+        graph, part = self.mut.graph, self.rng.uniform(1.0, 1.25)
         budgets = {"params": round(graph.params.now * part), "flops": round(graph.flops.now * part)}
-        return lambda: self.mut.prune(**budgets, grow=0.25)
+        return lambda: self.mut.prune(**budgets, grow=0.25, time_limit=10)
 
     def insert(self) -> Callable[[], sm.Plan]:
         v = self.rng.choice([v for v in self.images() if v.op != "input"])
@@ -179,13 +191,14 @@ class Outcome:
     wall: float
     plan: sm.Plan | None = None
     drift: float | None = None  # change of outputs, over the largest of them
+    alive: bool = True  # whether another image gives other outputs: if not, the drift says nothing
     refused: str = ""  # why, without the names
     bug: str = ""
 
     @property
     def keeps(self) -> bool:
         """Whether the outputs were to stay: the plan says so, or what came passes on what it gets."""
-        return self.plan is not None and (not self.plan.alters or self.kind == "insert")
+        return self.plan is not None and self.alive and (not self.plan.alters or self.kind == "insert")
 
 
 @dataclass
@@ -203,11 +216,12 @@ class Run:
         self.rng = random.Random(self.seed)
         self.model, self.x = network(self.layers, self.image)
         self.mut = sm.Mutator(self.model, self.x)
-        self.probe = torch.randn_like(self.x)
+        self.batch = torch.randn(4, *self.x.shape[1:])
+        settle(self.model, self.batch)
 
     @torch.no_grad()
     def output(self) -> torch.Tensor:
-        return self.model(self.probe).clone()
+        return self.model(self.batch[:2])
 
     def step(self, kind: str) -> Outcome:
         """One random mutation of a kind, timed, and held against what it says."""
@@ -218,8 +232,11 @@ class Run:
             start = time.perf_counter()
             plan = call()
             took = time.perf_counter() - start
-            drift = ((self.output() - before).abs().max() / before.abs().max()).item()
-            told = Outcome(n, kind, took, plan, drift, bug=self.found_wrong())
+            largest = before.abs().max()
+            drift = ((self.output() - before).abs().max() / largest).item()
+            alive = bool((before[0] - before[1]).abs().max() > 1e-2 * largest)
+            told = Outcome(n, kind, took, plan, drift, alive, bug=self.found_wrong())
+            settle(self.model, self.batch)
         except SolvemutError as e:
             told = Outcome(n, kind, time.perf_counter() - start, refused=f"{type(e).__name__}: {reason(e)}")
             if not torch.equal(self.output(), before):
@@ -287,7 +304,8 @@ def report(outcomes: Sequence[Outcome]) -> str:
     rate = len(outcomes) / sum(o.wall for o in outcomes)
     parts.append(
         f"{len(outcomes)} mutations, {rate:.1f} per second; {len(made) / len(outcomes):.0%} made; "
-        f"{len(bugs)} bugs" + "".join(f"\n- mutation {o.step} ({o.kind})" for o in bugs)
+        f"{sum(not o.alive for o in made)} of a network whose outputs do not depend on the image; {len(bugs)} bugs"
+        + "".join(f"\n- mutation {o.step} ({o.kind})" for o in bugs)
     )
     goals = (
         ("median", statistics.median(walls), MEDIAN, " s"),
@@ -312,6 +330,7 @@ def main(argv: list[str] | None = None) -> Run:
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--quick", action="store_true", help="16 mutations of 18 layers on 8 x 8 pixels")
     parser.add_argument("--check", action="store_true", help="hold the graph against a fresh capture after each one")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="take no further step after so many seconds")
     parser.add_argument("--verbose", action="store_true", help="a line for each mutation")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -319,13 +338,17 @@ def main(argv: list[str] | None = None) -> Run:
     steps, layers, image = (16, 18, 8) if options.quick else (options.steps, options.layers, 32)
     run = Run(options.seed, layers, image, options.check)
     kinds = [k for k in options.kinds if hasattr(run.mut, k.split("_")[0])]
-    start = repr(run.mut)
+    start, end = repr(run.mut), time.perf_counter() + options.seconds
     for k in range(steps):
+        if time.perf_counter() > end:
+            break
         if k % len(kinds) == 0:
             run.rng.shuffle(kinds)
         o = run.step(kinds[k % len(kinds)])
         if options.verbose:
-            print(f"{k:3} {o.kind:<11} {1e3 * o.wall:6.0f} ms  {o.drift}  {o.refused}  {run.mut!r}", flush=True)
+            print(
+                f"{k:3} {o.kind:<11} {1e3 * o.wall:6.0f} ms  {o.drift} {o.alive}  {o.refused}  {run.mut!r}", flush=True
+            )
     print(f"{start}\n{run.mut!r}\n\n{report(run.outcomes)}\n\n{versions()}")
     return run
 

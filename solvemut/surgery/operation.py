@@ -69,9 +69,11 @@ def perform(
             raise RequestError(f"{operation.title}: the model does not run any more: {e.__cause__ or e}") from e
         plan = _aligned(inside, ports, values, grow, how)
         if not dry_run:
-            plan.apply(model, list(optimizers), verify=None)
-            operation.strip(model, ports)
-            after = recaptured(model, graph)
+            after = inside  # where nothing stands between any more, this is it already
+            if ports:
+                plan.apply(model, list(optimizers), verify=None)
+                operation.strip(model, ports)
+                after = recaptured(model, graph)
             _check_sizes(plan, after, ports)
             _follow_parameters(model, before, optimizers)
         done = not dry_run

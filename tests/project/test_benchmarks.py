@@ -33,7 +33,7 @@ def test_the_network_has_as_many_convolutions_as_it_says(mutations):
 
 
 def test_one_mutation_of_each_kind(mutations):
-    run = mutations.Run(seed=1, layers=18, image=8, check=True)
+    run = mutations.Run(seed=0, layers=18, image=8, check=True)
     for kind in mutations.KINDS:
         run.step(kind)
     assert [o.bug for o in run.outcomes if o.bug] == []
