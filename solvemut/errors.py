@@ -12,6 +12,7 @@
     ├── PlanMismatchError                   a plan does not fit the model it is applied to
     ├── ProgramMismatchError                a changed model would not compute what its plan foretells
     ├── RequestError (also ValueError)      a request that makes no sense for this graph
+    │   └── PositionError (also IndexError) a position in a graph that has no vertex
     └── ValuesError (also ValueError)       values of the wrong shape, or not finite
 """
 
@@ -69,6 +70,10 @@ class ProgramMismatchError(SolvemutError):
 
 class RequestError(SolvemutError, ValueError):
     """A request that makes no sense for this graph."""
+
+
+class PositionError(RequestError, IndexError):
+    """A position in a graph that has no vertex."""
 
 
 class ValuesError(SolvemutError, ValueError):

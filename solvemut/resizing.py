@@ -61,6 +61,10 @@ class Resizing(Problem):
             return [graph[target.name].out]
         if isinstance(target, str) and set(target) & set("*?[") and target not in graph:
             return [v.out for v in graph.match(target) if v.makes_units]
+        if not isinstance(target, str):
+            raise RequestError(
+                f"resize graph[{shown(target)}]: give the name of a vertex, a vertex, or one of its sizes"
+            )
         return [graph[target].out]
 
     # -- what is stated ------------------------------------------------------------------------------------------------

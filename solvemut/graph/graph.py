@@ -16,7 +16,7 @@ import numpy as np
 from ..arguments import near, shown
 from ..costs import COSTS
 from ..coupling import Coupling, Group
-from ..errors import RequestError
+from ..errors import PositionError, RequestError
 from ..flow import FIXED, Extent, Labels
 from ..report import one_line
 from ..requests import Affine, Cost
@@ -159,7 +159,7 @@ class Graph:
                 f"graph[{shown(place)}]: give the name of a vertex, such as 'layer1.0.conv1', or its position"
             ) from None
         if not -len(self) <= k < len(self):
-            raise IndexError(f"graph[{k}]: this graph has {len(self)} vertices")
+            raise PositionError(f"graph[{shown(place)}]: this graph has {len(self)} vertices")
         return self.vertices[k]
 
     def _named(self, name: str) -> Vertex:

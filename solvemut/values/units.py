@@ -13,7 +13,7 @@ from ..arguments import shown, takes_one
 from ..coupling import Coupling
 from ..errors import ValuesError
 from ..flow import FIXED
-from ..graph import Graph
+from ..graph import Graph, Vertex
 from .data import activation, taylor
 from .metric import Metric, Values
 from .running import track
@@ -28,9 +28,8 @@ def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
         with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
             found = normalised(_scores(values, model, graph), graph.coupling, values.normalize)
     elif isinstance(values, Mapping):
-        found = _from_vertices(
-            graph, {graph[k].name: v for k, v in values.items()}, f"values of {len(values)} vertices"
-        )
+        by_name = {_named(graph, k): v for k, v in values.items()}
+        found = _from_vertices(graph, by_name, f"values of {len(values)} vertices")
     elif callable(values):
         _check_callable(values)
         found = _from_vertices(graph, {v.name: values(v) for v in graph.vertices if v.makes_units}, "values")
@@ -38,6 +37,13 @@ def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
         raise ValuesError(f"values={shown(values)}: give a metric of solvemut.values, a dict by vertex, or a callable")
     _check_finite(graph, found)
     return found
+
+
+def _named(graph: Graph, key: Any) -> str:
+    """The vertex that a key of a dict of values stands for; a position would be another one after a change."""
+    if not isinstance(key, (str, Vertex)):
+        raise ValuesError(f"values: graph[{shown(key)}]: give values by the name of a vertex")
+    return graph[key.name if isinstance(key, Vertex) else key].name
 
 
 def _scores(metric: Metric, model: nn.Module, graph: Graph) -> np.ndarray:

@@ -189,7 +189,7 @@ def constraints_pool() -> list[Any]:
             lambda g, o=odd: o - g["0"].out <= 3,
             lambda g, o=odd: g["0"].out < o,
             lambda g, o=odd: g["0"].out != o,
-            lambda g, o=odd: g[o].out <= 5,
+            lambda g, o=odd: g[o] if isinstance(o, slice) else g[o].out <= 5,  # a slice gives several
             lambda g, o=odd: o,
             lambda g, o=odd: [[g["0"].out <= 9], o],
             lambda g, o=odd: g.params > o,
