@@ -26,10 +26,18 @@ from solvemut.plan import changes_nothing, then
 
 def convs() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2, padding=1),
-        nn.Conv2d(12, 12, 3, groups=12, padding=1), nn.ReLU(), nn.Conv2d(12, 6, 1), nn.ConvTranspose2d(6, 8, 2, 2),
-        nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 8 * 8, 2),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, groups=2, padding=1),
+        nn.Conv2d(12, 12, 3, groups=12, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 1),
+        nn.ConvTranspose2d(6, 8, 2, 2),
+        nn.Conv2d(8, 4, 3),
+        nn.Flatten(),
+        nn.Linear(4 * 8 * 8, 2),
+    )
 
 
 IMAGE = (2, 3, 5, 5)
@@ -158,19 +166,27 @@ def test_index_maps_are_those_of_one_after_the_other():
     after = {"a.weight": ((5, 5), (4, 4))}
     mut = sm.Mutator(dense(), X)
     base = replace(mut.resize({"0": 1}, dry_run=True), sizes={}, costs={}, graph=None, edits=())
-    units = {"a.weight": {0: [[[1, 4, 1]], [[2, 1, 1], [9, 1, 1], [3, 1, 1], [10, 1, 1], [4, 1, 1]]],
-                          1: [[[11, 4, 1]], [[20, 1, 1], [11, 1, 1], [13, 1, 1], [21, 1, 1], [14, 1, 1]]]}}  # fmt: skip
+    units = {
+        "a.weight": {
+            0: [[[1, 4, 1]], [[2, 1, 1], [9, 1, 1], [3, 1, 1], [10, 1, 1], [4, 1, 1]]],
+            1: [[[11, 4, 1]], [[20, 1, 1], [11, 1, 1], [13, 1, 1], [21, 1, 1], [14, 1, 1]]],
+        }
+    }
     first = replace(
         base,
         selection=Selection({"a.weight": {0: [1, -1, 2, -1, 3], 1: [-1, 0, 2, -1, 3]}}),
-        shapes=shape, units=units, fills={"a.weight": {0: "drawn", 1: 0.0}},
-    )  # fmt: skip
+        shapes=shape,
+        units=units,
+        fills={"a.weight": {0: "drawn", 1: 0.0}},
+    )
     units = {"a.weight": {0: [[[1, 5, 1]], [[1, 2, 1], [5, 1, 1], [9, 1, 1]]], 1: [[[11, 5, 1]]]}}
     second = replace(
         base,
         selection=Selection({"a.weight": {0: [0, 1, 4, -1], 1: [0, 1, 3, 4]}}),
-        shapes=after, units=units, fills={"a.weight": {0: "drawn"}},
-    )  # fmt: skip
+        shapes=after,
+        units=units,
+        fills={"a.weight": {0: "drawn"}},
+    )
     plan = then(first, second)
     assert plan.indices == {"a.weight": {0: [1, -1, 3, -1], 1: [-1, 0, -1, 3]}}
     assert plan.shapes == {"a.weight": ((4, 4), (4, 4))} and plan.fills == {"a.weight": {0: "drawn", 1: 0.0}}

@@ -64,12 +64,15 @@ GROWN: dict[str, tuple[nn.Module, tuple[int, ...], Any]] = {
     "reflect": (nn.Conv2d(3, 4, 3, padding=(1, 0), padding_mode="reflect"), (2, 3, 7, 8), (2, 4)),
     "replicate, same": (nn.Conv1d(3, 4, 3, padding="same", padding_mode="replicate"), (2, 3, 7), 2),
     "transposed line": (nn.ConvTranspose1d(3, 4, 3, stride=2), (2, 3, 7), 2),
-    "transposed": (nn.ConvTranspose2d(3, 4, (2, 3), stride=(1, 2), padding=(0, 1), output_padding=(0, 1)),
-                   (2, 3, 5, 6), (2, 4)),
+    "transposed": (
+        nn.ConvTranspose2d(3, 4, (2, 3), stride=(1, 2), padding=(0, 1), output_padding=(0, 1)),
+        (2, 3, 5, 6),
+        (2, 4),
+    ),
     "transposed, grouped": (nn.ConvTranspose2d(4, 6, 3, 3, groups=2, dilation=2, output_padding=1), (2, 4, 5, 5), 2),
     "transposed, depthwise": (nn.ConvTranspose2d(4, 4, 3, 2, 1, groups=4), (2, 4, 5, 5), 2),
     "transposed volume": (nn.ConvTranspose3d(2, 3, 2, 2), (1, 2, 3, 3, 3), (0, 2, 4)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GROWN)
@@ -86,10 +89,21 @@ def test_growth_with_padding_that_follows_leaves_outputs_as_they_are(name):
     assert (plan.costs["params"].before, plan.costs["params"].after) == (count_params(before), count_params(model))
     assert (plan.costs["flops"].before, plan.costs["flops"].after) == (flops, count_flops(model, (x,)))
     assert plan.costs["flops"].after > flops
-    twin = type(conv)(
-        conv.in_channels, conv.out_channels, model[1].kernel_size, conv.stride, model[1].padding,
-        dilation=conv.dilation, groups=conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
-    ) if not conv.transposed else model[1]  # fmt: skip
+    twin = (
+        type(conv)(
+            conv.in_channels,
+            conv.out_channels,
+            model[1].kernel_size,
+            conv.stride,
+            model[1].padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+        )
+        if not conv.transposed
+        else model[1]
+    )
     assert repr(twin) == repr(model[1])
     assert list(twin._reversed_padding_repeated_twice) == list(model[1]._reversed_padding_repeated_twice)
     agrees_with_a_fresh_capture(mut, x)
@@ -225,9 +239,17 @@ def test_any_convolution(request_, seed):
 
 def trained() -> tuple[nn.Module, torch.Tensor, torch.optim.Optimizer]:
     model = randomise(
-        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(),
-                      nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(4 * 4 * 4, 2))
-    )  # fmt: skip
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 3),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.Flatten(),
+            nn.Linear(4 * 4 * 4, 2),
+        )
+    )
     x = torch.randn(4, 3, 8, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(2):

@@ -170,3 +170,10 @@ def test_the_front_shows_public_names_only():
     assert dir(solvemut) == sorted(solvemut.__all__)
     assert {"capture", "prune", "program", "values"} <= set(dir(solvemut))
     assert all(getattr(solvemut, name) is not None for name in dir(solvemut))
+
+
+def test_the_formatter_is_never_told_to_look_away():
+    root = PACKAGE.parent
+    mark = "# " + "fmt:"
+    written = [p for d in ("solvemut", "tests", "examples", "benchmarks") for p in (root / d).rglob("*.py")]
+    assert [str(p.relative_to(root)) for p in written if mark in p.read_text(encoding="utf-8")] == []
