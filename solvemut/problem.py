@@ -154,11 +154,11 @@ class Problem:
     def _worth(self) -> Worth:
         return Worth(unit_values(self.values, self.graph.model, self.graph))
 
-    def _question(self, join_requests: bool) -> Question:
+    def _question(self, worth: Worth, join_requests: bool) -> Question:
         return Question(self.requests, self.multiple, self.frozen, join_requests, slots=self.slots)
 
     def _compiled(self, worth: Worth, join_requests: bool = True) -> Compiled:
-        return compile_program(self.graph.coupling, worth, self._question(join_requests))
+        return compile_program(self.graph.coupling, worth, self._question(worth, join_requests))
 
     def _explained(self, error: InfeasibleError, worth: Worth, time_limit: float) -> InfeasibleError:
         """The conflict in the words of the request: what cannot hold, and what could."""

@@ -106,16 +106,15 @@ class Resizing(Problem):
         second = None if graph.model is None else unit_values(magnitude(), graph.model, graph)
         return Worth(value, new=np.zeros(len(value)), second=second)
 
-    def _question(self, join_requests: bool) -> Question:
+    def _question(self, worth: Worth, join_requests: bool) -> Question:
         hard, soft = self._told()
-        value = self._worth().value
-        involved = self._involved(value)
+        value, involved = worth.value, self._involved(worth.value)
         stage = int(bool(soft))
         spreads = [Spread(tuple(soft), 0)] if soft else []
         loose = [d.extent.labels for d in soft]
         spreads.append(Spread(tuple(self._kept_sizes(value, involved, loose)), stage))
         moves = [(d.extent, f"a change was asked: {d.name}") for d in soft if d.of(d.extent.now)]
-        question = super()._question(join_requests)
+        question = super()._question(worth, join_requests)
         requests = [*question.requests, *hard]
         keep = self.frozen | ~involved
         for name in self.held:

@@ -14,6 +14,7 @@ from ..plan import PlanRecord
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Its parameters and buffers by name; a tensor that is shared stands under each of its names."""
     out: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     out.update(model.named_buffers(remove_duplicate=False))
     return out

@@ -46,32 +46,20 @@ class Plan(PlanRecord):
         PlanMismatchError, with nothing changed, if the plan was made for another model, or an optimizer or a follower
         belongs to another.
         """
-        return apply_plan(self, model, optimizer, followers, verify, init)
-
-
-def apply_plan(
-    plan: PlanRecord,
-    model: nn.Module,
-    optimizer: Optimizers = None,
-    followers: Sequence[nn.Module] = (),
-    verify: str | None = "program",
-    init: Init | None = None,
-) -> nn.Module:
-    """See `Plan.apply`."""
-    check_how(verify)
-    given, model = model, unwrapped(model)
-    models = [model, *followed(plan, model, followers)]
-    optimizers = optimizers_of(optimizer)
-    changes = changes_of(plan, models)
-    check_optimizers(optimizers, changes, [p for m in models for p in m.parameters()], plan.root)
-    grad = torch.is_grad_enabled()
-    try:  # inference tensors could not be trained any more, so what is built is built outside inference mode
-        with deferred() as interrupts, torch.inference_mode(False), torch.no_grad():
-            _change(plan, models, optimizers, changes, verify, interrupts.poll, init)
-    finally:
-        torch.set_grad_enabled(grad)
-    forget_compiled(given)
-    return given
+        check_how(verify)
+        given, model = model, unwrapped(model)
+        models = [model, *followed(self, model, followers)]
+        optimizers = optimizers_of(optimizer)
+        changes = changes_of(self, models)
+        check_optimizers(optimizers, changes, [p for m in models for p in m.parameters()], self.root)
+        grad = torch.is_grad_enabled()
+        try:  # inference tensors could not be trained any more, so what is built is built outside inference mode
+            with deferred() as interrupts, torch.inference_mode(False), torch.no_grad():
+                _change(self, models, optimizers, changes, verify, interrupts.poll, init)
+        finally:
+            torch.set_grad_enabled(grad)
+        forget_compiled(given)
+        return given
 
 
 def _change(

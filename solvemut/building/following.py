@@ -281,4 +281,5 @@ def _copied(mode: FakeTensorMode) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def first_line(e: Exception) -> str:
+    """What went wrong, short enough to be a part of another message."""
     return str(e).strip().split("\n")[0][:300]

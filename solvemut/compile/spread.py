@@ -61,7 +61,7 @@ def state_spread(statement: Any, spread: Spread) -> None:
             ((k, v),) = vectors.items()
             width, sizes = statement.layout.choices[k].width, [x + constant for x in v.tolist()]
         else:
-            width = statement._size_width(d.extent, d.name)
+            width = statement.size_width(d.extent, d.name)
             sizes = list(width.levels)
         found = [d.of(size) for size in sizes]
         program.value(_exact([-SUM * x for x in found]), width, stage=spread.stage)
@@ -88,7 +88,7 @@ def _largest(statement: Any, spread: Spread, stated: Sequence[tuple[Deviation, A
     for d, width, found in free:
         if max(found) <= steps[0]:
             continue
-        resource = statement._free_name(f"{d.name} deviates no more than the largest ({spread.stage})")
+        resource = statement.free_name(f"{d.name} deviates no more than the largest ({spread.stage})")
         program.cost(resource, _exact(found), width)
         program.cost(resource, _exact([-x for x in steps]), top)
         program.budget(resource, 0)

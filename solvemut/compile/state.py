@@ -115,7 +115,7 @@ class Statement:
         extent = ClassExtent(curve.units)
         constant, vectors = self.layout.linear([(extent, 1)])
         worth = self._beyond(curve, int(constant + sum(max(v) for v in vectors.values())))
-        width = self._size_width(extent, f"kept of {len(curve.units)} units", np.isfinite(worth))
+        width = self.size_width(extent, f"kept of {len(curve.units)} units", np.isfinite(worth))
         self.program.value(worth[list(width.levels)], width, stage=self.stage)
 
     # -- sizes and limits ------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Statement:
             self.program.budget(name, 0)
         elif vectors:
             most = int(constant + sum(max(v) for v in vectors.values()))
-            self._size_width(Extent(extent.labels, extent.per_row), name, np.arange(most + 1) != extent.now)
+            self.size_width(Extent(extent.labels, extent.per_row), name, np.arange(most + 1) != extent.now)
         else:  # it cannot change at all
             self.program.cost(name, 1)
             self.program.budget(name, 0)
@@ -152,13 +152,13 @@ class Statement:
 
     def _resource(self, name: str, constant: Fraction, vectors: dict[int, np.ndarray]) -> str:
         """A resource of that linear cost, under the name or the first free one after it."""
-        name = self._free_name(name)
+        name = self.free_name(name)
         self.program.cost(name, constant)
         for k, v in vectors.items():
             self.program.cost(name, v, self.layout.choices[k].width)
         return name
 
-    def _free_name(self, name: str) -> str:
+    def free_name(self, name: str) -> str:
         """The name, or the first free one after it: a budget given twice is not one of twice the size."""
         while name in self.program._budgets:
             name += " "
@@ -178,7 +178,7 @@ class Statement:
         self.program.cost(resource, np.array([-divisor * x for x in t.levels], dtype=object), t)
         self.program.budget(resource, 0, lower=0)
 
-    def _size_width(self, e: Extent, name: str, allowed: np.ndarray | None = None) -> Width:
+    def size_width(self, e: Extent, name: str, allowed: np.ndarray | None = None) -> Width:
         """A size that several choices make, as a width; `allowed` says which sizes may be (bool per size)."""
         if id(e) in self._sizes:
             return self._sizes[id(e)][1]
@@ -196,7 +196,7 @@ class Statement:
     # -- costs -----------------------------------------------------------------------------------------------------
 
     def _budget(self, budget: Budget) -> None:
-        name = self._free_name(str(budget))
+        name = self.free_name(str(budget))
         self.counted.append((budget, name))
         self._cost(budget.cost, name)
         if budget.sense == "<=":
@@ -248,7 +248,7 @@ class Statement:
         for e in t.extents:
             constant, vectors = self.layout.linear([(e, 1)])
             if len(vectors) > 1:
-                width = self._size_width(e, f"size at {t.vertex or 'a table'}")
+                width = self.size_width(e, f"size at {t.vertex or 'a table'}")
                 over.append((width, list(width.levels)))
             elif vectors:
                 ((k, v),) = vectors.items()

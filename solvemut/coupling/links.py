@@ -141,6 +141,7 @@ def within(
 
 
 def number_at(node: Node, path: Path) -> Any:
+    """The value that the program holds at a place among an operator's arguments."""
     value: Any = node.args.get(path[0])
     for k in path[1:]:
         value = value[k]

@@ -71,10 +71,13 @@ def budget(where: str, x: Any) -> None:
 
 
 def optional(inner: Check) -> Check:
+    """None, or what `inner` takes."""
     return lambda where, x: None if x is None else inner(where, x)
 
 
 def one_of(*choices: Any) -> Check:
+    """One of `choices`, of the same type too: True is no 1."""
+
     def is_one(where: str, x: Any) -> None:
         if not any(type(x) is type(c) and x == c for c in choices):
             fail(where, " or ".join(map(repr, choices)), x)

@@ -338,6 +338,11 @@ def runs(units: np.ndarray) -> list[list[int]]:
 
 
 def expanded(coded: Sequence[Sequence[int]]) -> np.ndarray:
+    """The unit at each position, from `runs`.
+
+    >>> expanded([[3, 2, 2], [7, 1, 1]]).tolist()
+    [3, 3, 4, 4, 7]
+    """
     return np.concatenate([np.empty(0, dtype=np.int64), *(np.repeat(np.arange(a, a + n), k) for a, n, k in coded)])
 
 

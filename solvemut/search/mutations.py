@@ -40,6 +40,7 @@ def drawing_from(rng: random.Random) -> Iterator[None]:
 
 
 def share(x: Any, what: str) -> float:
+    """A probability that was given; RequestError, naming `what`, for anything outside 0 to 1."""
     found = real(x, what, give := "give a probability, from 0 to 1")
     if not 0 <= found <= 1:
         raise RequestError(f"{what}: {give}, not {shown(x)}")

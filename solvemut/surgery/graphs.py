@@ -21,8 +21,8 @@ from .ports import Port, layer, with_size
 
 _LINE = re.compile(r"<eval_with_key>[^:]*:\d+: (\w+) = ")  # of the code that torch.fx generates
 CATS = (torch.cat, torch.concat, torch.concatenate)
-SUMS = {operator.add: "add", operator.iadd: "add", torch.add: "add", operator.mul: "mul", torch.mul: "mul"}
-SUMS |= {operator.sub: "sub", torch.sub: "sub", operator.truediv: "div", torch.div: "div"}
+SUMS = {operator.add, operator.iadd, torch.add, operator.mul, torch.mul}
+SUMS |= {operator.sub, torch.sub, operator.truediv, torch.div}
 
 
 class Editor:
@@ -67,6 +67,7 @@ class Editor:
         return self.captured[name]
 
     def vertex_name(self, node: torch.fx.Node) -> str:
+        """The name its vertex gets; a module's second call is `name#2`."""
         if node.op != "call_module":
             return self.name(node)
         calls = [n for n in self.graph.nodes if n.op == "call_module" and n.target == node.target]
