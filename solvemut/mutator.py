@@ -26,7 +26,7 @@ from .report import one_line, short
 from .requests import asked, budget_of
 from .resizing import Resizing
 from .surgery import Operation, connect, disconnect, insert, perform, remove
-from .tracing import MODES, check_methods, check_modes, examples_of, to_text, trace_examples, unwrapped
+from .tracing import MODES, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
 from .values import Tracker, Values
 
 
@@ -65,7 +65,7 @@ def capture(
     examples = examples_of(args, kwargs, methods)
     check_methods(model, examples)
     trace, examples = trace_examples(model, examples, check_modes(modes))
-    graph = Graph(trace, couple(trace), to_text(examples), model, tuple(examples))
+    graph = Graph(trace, couple(trace), to_text(examples), model, tuple(examples), seen(model, trace))
     missing = graph.coupling.facts.unsupported
     if missing:
         what = ", ".join(sorted({n.op for n in missing}))
@@ -411,7 +411,8 @@ class Mutator:
             except PlanMismatchError:
                 check_fresh(self.graph)  # says so, where the model was changed by somebody else
                 raise
-            graph = self.graph if plan.graph is None else replace(plan.graph, model=self.model)
+            graph = self.graph if plan.graph is None else plan.graph
+            graph = replace(graph, model=self.model, seen=seen(self.model, graph.trace))
             self._done(replace(plan, graph=None), graph)  # without the graphs, which are large
         return plan
 

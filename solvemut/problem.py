@@ -174,7 +174,8 @@ class Problem:
     def _plan(self, solution: Solution, times: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
         graph, stage = self.graph, compiled.choices.question.stage
         changed = replayed(graph.coupling, times, self.before)
-        after = Graph(changed.trace, couple(changed.trace), graph.example, graph.model, graph.examples)
+        trace = changed.trace
+        after = Graph(trace, couple(trace), graph.example, graph.model, graph.examples, graph.seen)
         self._check(solution, compiled, times, after)
         return Plan(
             status=solution.status,

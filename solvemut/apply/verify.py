@@ -1,10 +1,11 @@
 """Verify: the changed model is held against the program that the plan foretells, before the change counts.
 
-First it runs once on fake tensors, and the calls it makes are held against those foretold, argument by argument,
-number by number. Where they differ, or cannot be told (the plan was read from a file), the model is captured again and
-compared with `plan.program`, operation by operation; that decides. So whatever a forward does with a size that nobody
-saw (a branch, a table, a number in a string), a plan that would change what the network computes beyond what it says is
-refused.
+Of a graph of torch's own layers those that change run at their new sizes, and the others must be what they were when
+the graph was captured. Any other model runs once on fake tensors, and the calls it makes are held against those
+foretold, argument by argument, number by number. Where they differ, or cannot be told (the plan was read from a file),
+the model is captured again and compared with `plan.program`, operation by operation; that decides. So whatever a
+forward does with a size that nobody saw (a branch, a table, a number in a string), a plan that would change what the
+network computes beyond what it says is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..arguments import one_of
 from ..errors import ProgramMismatchError, SolvemutError
 from ..plan import PlanRecord
 from ..trace import Trace, join, lines
-from ..tracing import Example, calls_agree, fake_run, from_text, trace_example
+from ..tracing import Example, calls_agree, fake_run, from_text, parts_agree, trace_example
 
 HOW = ("program", "shapes", None)
 
@@ -40,7 +41,7 @@ def verify_program(plan: PlanRecord, model: nn.Module, how: str | None = "progra
     try:
         if how == "shapes" or not plan.program:
             _check_shapes(plan, [s for e in examples for s in fake_run(model, e)])
-        elif not _calls_agree(plan, model, examples):
+        elif not _parts_agree(plan, model) and not _calls_agree(plan, model, examples):
             traces = [trace_example(model, e, tracked=False) for e in examples]
             _compare(plan.program, join([(str(k), t) for k, t in enumerate(traces)]))
     except ProgramMismatchError:
@@ -68,6 +69,13 @@ def _compare(foretold: tuple[str, ...], trace: Trace) -> None:
         "it is. If the model is another one since it was captured, capture it again; verify='shapes' compares shapes "
         "only"
     )
+
+
+def _parts_agree(plan: PlanRecord, model: nn.Module) -> bool:
+    """Whether a graph's layers that change are known to run at their new sizes, and the others to be as captured."""
+    if plan.graph is None or plan.graph.seen is None:
+        return False
+    return parts_agree(model, plan.graph.seen, plan.graph.trace)
 
 
 def _calls_agree(plan: PlanRecord, model: nn.Module, examples: Sequence[Example]) -> bool:

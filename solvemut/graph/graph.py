@@ -73,6 +73,7 @@ class Graph:
     example: str = ""  # the example inputs as JSON: shapes, dtypes, structure
     model: Any = field(default=None, repr=False)  # the module that was captured; values are evaluated on it
     examples: tuple[Any, ...] = field(default=(), repr=False)  # the calls it was captured by, as `example` has them
+    seen: Any = field(default=None, repr=False)  # the trace that the model was last held against, and its modules then
     _cache: dict[str, Vertex] = field(default_factory=dict, init=False, repr=False)  # of one model: not for a copy
 
     @cached_property

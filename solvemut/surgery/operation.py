@@ -18,7 +18,8 @@ from ..edits import Selection
 from ..errors import CaptureError, RequestError, SolvemutError
 from ..graph import Graph
 from ..resizing import Resizing
-from ..tracing import trace_examples
+from ..trace import Trace
+from ..tracing import seen, spliced, trace_examples
 from . import ports as ports_of
 from .ports import Port
 from .restore import Snapshot
@@ -41,10 +42,22 @@ class Operation:
     strip: Callable[[Any, Sequence[Port]], None]  # takes the ports out
 
 
-def recaptured(model: nn.Module, graph: Graph) -> Graph:
-    """The graph that a changed model has now, by the calls that it was captured by."""
-    trace, examples = trace_examples(model, graph.examples, ("eval",))
-    return Graph(trace, couple(trace), graph.example, model, tuple(examples))
+def recaptured(model: nn.Module, graph: Graph, trace: Trace, nodes: torch.fx.Graph | None) -> tuple[Graph, bool]:
+    """The graph that a changed model has now, and whether it was put together from parts.
+
+    `trace` is what its graph did when it had those `nodes`. Where that does not help, the whole model is captured by
+    the calls that `graph` was captured by.
+    """
+    examples = list(graph.examples)
+    found = spliced(model, nodes, trace) if nodes is not None and len(examples) == 1 else None
+    by_parts = found is not None
+    if found is None:
+        found, examples = trace_examples(model, examples, ("eval",))
+    return Graph(found, couple(found), graph.example, model, tuple(examples), seen(model, found)), by_parts
+
+
+def _nodes(model: nn.Module) -> torch.fx.Graph | None:
+    return model.graph if isinstance(model, torch.fx.GraphModule) else None
 
 
 def perform(
@@ -61,19 +74,21 @@ def perform(
     before = Snapshot(model, optimizers)
     done = False
     try:
+        nodes = _nodes(model)
         changed = operation.change(model, graph)
         ports = changed.ports
         try:
-            inside = recaptured(model, graph)
+            inside, by_parts = recaptured(model, graph, graph.trace, nodes)
         except CaptureError as e:
             raise RequestError(f"{operation.title}: the model does not run any more: {e.__cause__ or e}") from e
         plan = _aligned(inside, ports, values, grow, how)
         if not dry_run:
             after = inside  # where nothing stands between any more, this is it already
             if ports:
-                plan.apply(model, list(optimizers), verify=None)
+                plan.apply(model, list(optimizers), verify="program" if by_parts else None)
+                nodes = _nodes(model)
                 operation.strip(model, ports)
-                after = recaptured(model, graph)
+                after, _ = recaptured(model, graph, plan.graph.trace, nodes)  # type: ignore[union-attr]
             _check_sizes(plan, after, ports)
             _follow_parameters(model, before, optimizers)
         done = not dry_run

@@ -1,7 +1,7 @@
 """Trace: what a forward did, as data. No torch here."""
 
 from .data import Call, Guard, Node, Param, Ref, Trace, layer_of, sizes_in
-from .several import join
+from .several import join, renamed_guard, renamed_node, renamed_size
 from .sizes import Size, affine
 from .text import lines, listing
 
@@ -18,5 +18,8 @@ __all__ = [
     "layer_of",
     "lines",
     "listing",
+    "renamed_guard",
+    "renamed_node",
+    "renamed_size",
     "sizes_in",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ..errors import CaptureError
@@ -95,9 +96,13 @@ class Node:
     def shape(self) -> tuple[int, ...]:
         return self.shapes[0]
 
-    def refs(self) -> Iterator[str]:
+    def refs(self) -> tuple[str, ...]:
         """Names of the values it reads, in order."""
-        yield from _refs(list(self.args.values()))
+        return self._reads
+
+    @cached_property
+    def _reads(self) -> tuple[str, ...]:
+        return tuple(_refs(list(self.args.values())))
 
     def at(self) -> str:
         """Where it stands, for messages."""

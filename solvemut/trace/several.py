@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .data import Call, Node, Param, Ref, Trace
+from .data import Call, Guard, Node, Param, Ref, Trace
 from .sizes import Size
 
 
@@ -46,25 +46,35 @@ def _extended(a: Trace, b: Trace) -> Trace:
     )
 
 
+def renamed_size(s: Size, names: Mapping[str, str]) -> Size:
+    """A size read off values that go by other names."""
+    if s.op == "size":
+        return Size("size", (names.get(s.args[0], s.args[0]), s.args[1]))
+    return s if s.op in ("attr", "const") else Size(s.op, tuple(renamed_size(a, names) for a in s.args))
+
+
+def renamed_guard(g: Guard, names: Mapping[str, str]) -> Guard:
+    """A guard over values that go by other names."""
+    return replace(g, left=renamed_size(g.left, names), right=renamed_size(g.right, names))
+
+
+def renamed_node(n: Node, names: Mapping[str, str]) -> Node:
+    """An operation that makes and reads values of other names."""
+    args = {k: _value(v, names) for k, v in n.args.items()}
+    return replace(n, name=names[n.name], args=args, sizes={k: renamed_size(s, names) for k, s in n.sizes.items()})
+
+
+def _value(a: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(a, Ref):
+        return Ref(names.get(a.name, a.name))
+    return [_value(x, names) for x in a] if isinstance(a, list) else a
+
+
 def _renamed(t: Trace, names: Mapping[str, str], tag: str) -> Trace:
-    def size(s: Size) -> Size:
-        if s.op == "size":
-            return Size("size", (names.get(s.args[0], s.args[0]), s.args[1]))
-        return s if s.op in ("attr", "const") else Size(s.op, tuple(size(a) for a in s.args))
-
-    def value(a: Any) -> Any:
-        if isinstance(a, Ref):
-            return Ref(names[a.name])
-        return [value(x) for x in a] if isinstance(a, list) else a
-
     def said(a: Any) -> Any:
         if isinstance(a, Size):
-            return size(a)
+            return renamed_size(a, names)
         return tuple(said(x) for x in a) if isinstance(a, tuple) else a
-
-    def node(n: Node) -> Node:
-        args, sizes = {k: value(v) for k, v in n.args.items()}, {k: size(s) for k, s in n.sizes.items()}
-        return replace(n, name=names[n.name], args=args, sizes=sizes, tag=tag)
 
     def call(c: Call) -> Call:
         outs = tuple(names.get(o, o) if isinstance(o, str) else o for o in c.outs)
@@ -74,10 +84,10 @@ def _renamed(t: Trace, names: Mapping[str, str], tag: str) -> Trace:
         t,
         params={names[k]: p for k, p in t.params.items()},
         inputs={names[k]: shape for k, shape in t.inputs.items()},
-        nodes=tuple(node(n) for n in t.nodes),
+        nodes=tuple(replace(renamed_node(n, names), tag=tag) for n in t.nodes),
         outputs=tuple(names[o] for o in t.outputs),
-        returned=tuple(tuple(value(x) for x in leaves) for leaves in t.returned),
-        numbers=tuple((size(s), place) for s, place in t.numbers),
-        guards=tuple(replace(g, left=size(g.left), right=size(g.right)) for g in t.guards),
+        returned=tuple(tuple(_value(x, names) for x in leaves) for leaves in t.returned),
+        numbers=tuple((renamed_size(s, names), place) for s, place in t.numbers),
+        guards=tuple(renamed_guard(g, names) for g in t.guards),
         calls=tuple(tuple(call(c) for c in calls) for calls in t.calls),
     )

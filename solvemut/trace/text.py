@@ -42,7 +42,7 @@ def lines(trace: Trace) -> list[tuple[str, Node | None]]:
         found.append((f"{names[value]} = input {shape}", None))
     for node in trace.nodes:
         if node.op in _TRANSPARENT:
-            names[node.name] = names[next(node.refs())]
+            names[node.name] = names[node.refs()[0]]
             continue
         names[node.name] = f"%{len(found)}"
         found.append((f"{names[node.name]} = {_call(node, names)}", node))
