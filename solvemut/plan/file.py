@@ -327,6 +327,8 @@ def runs(units: np.ndarray) -> list[list[int]]:
     [[3, 2, 2], [7, 1, 1]]
     """
     flat = units.reshape(-1)
+    if len(flat) and (flat[1:] == flat[:-1] + 1).all():
+        return [[int(flat[0]), len(flat), 1]]
     starts = np.flatnonzero(np.diff(flat, prepend=-1))
     found: list[list[int]] = []
     for unit, n in zip(flat[starts].tolist(), np.diff(starts, append=len(flat)).tolist(), strict=True):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 
@@ -42,13 +43,15 @@ class Size:
             case _:
                 return a % b
 
-    def leaves(self) -> Iterator[Size]:
+    def leaves(self) -> tuple[Size, ...]:
         """The attributes and dims it is made of."""
+        return self._leaves
+
+    @cached_property
+    def _leaves(self) -> tuple[Size, ...]:
         if self.op in ("attr", "size"):
-            yield self
-        elif self.op != "const":
-            for x in self.args:
-                yield from x.leaves()
+            return (self,)
+        return () if self.op == "const" else tuple(leaf for x in self.args for leaf in x.leaves())
 
     def __str__(self) -> str:
         match self.op:
