@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..trace import Node, Ref, Trace
-from .facts import Equal, Extent, Facts, Floor, Freeze, Held, Literal, Merge, Path, Rectangle, Work
+from .facts import Equal, Extent, Facts, Floor, Freeze, Held, Literal, Merge, Path, Rectangle, Sum, Work
 from .labels import Factor, Labels, prod, simplify, view_groups
 
 Output = Labels | list[Labels]
@@ -154,8 +154,8 @@ class Flow:
     def contracted(self, sides: Sequence[tuple[Any, np.ndarray | None]]) -> None:
         """Products are summed along these units, which two arguments hold: one is a weight, or neither is."""
         labelled = [(arg, labels) for arg, labels in sides if labels is not None]
-        weights = [labels for arg, labels in labelled if self.is_weight(arg)]
-        self.facts.summed += weights
+        weights = [(arg.name, labels) for arg, labels in labelled if self.is_weight(arg)]
+        self.facts.summed += [Sum(labels, self.node, name * (len(weights) == 1)) for name, labels in weights]
         if not weights:
             why = "sums over units of two activations"
             self.facts.mixed += [Freeze(labels, self.node, why) for _, labels in labelled]
