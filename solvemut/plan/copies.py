@@ -93,16 +93,19 @@ def _refused(name: str, d: int, what: str) -> PlanMismatchError:
 # -- what a file may say -----------------------------------------------------------------------------------------------
 
 
-def check_origins(where: str, index: Index, of: Index, order: Sequence[int] | None) -> None:
-    """The copies in one index list are new slices, and copy old ones that stay."""
+def check_origins(where: str, copies: Mapping[str, Any], index: Index, fill: Any) -> None:
+    """The copies in one index list are new slices, and copy old ones that stay; what is summed over is divided."""
+    of: Index = copies["of"]
     rows, origins = rows_of(index), rows_of(of)
-    if is_grouped(index) != is_grouped(of) or [len(r) for r in rows] != [len(r) for r in origins] or order is None:
-        fail(where, "an entry for each slice of its index", of)
+    if copies["divided"] and fill != 0:
+        fail(f"{where}.divided", f"false, as other new slices there hold {fill}", True)
+    if is_grouped(index) != is_grouped(of) or [len(r) for r in rows] != [len(r) for r in origins]:
+        fail(f"{where}.of", "an entry for each slice of its index", of)
     stay = {i for row in rows for i in row if i >= 0}
     for row, copied in zip(rows, origins, strict=True):
         for i, p in zip(row, copied, strict=True):
             if p >= 0 and (i >= 0 or p not in stay):
-                fail(where, "copies at new slices, of old ones that stay", p)
+                fail(f"{where}.of", "copies at new slices, of old ones that stay", p)
 
 
 def sources_in(of: Index, index: Index, units: np.ndarray, order: Sequence[int]) -> Iterator[tuple[int, set[int]]]:

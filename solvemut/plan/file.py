@@ -409,6 +409,8 @@ class _Kept:
 
 def _copies_agree(data: Data) -> None:
     """A copy is one of the same unit wherever it stands."""
+    if not data["copies"]:
+        return
     sources: dict[int, set[int]] = {}
     for name, dims in data["copies"].items():
         if other := dims.keys() - data["selection"]["indices"].get(name, {}).keys():
@@ -416,12 +418,13 @@ def _copies_agree(data: Data) -> None:
     for name, dims in data["selection"]["indices"].items():
         for key in dims:
             x, where = _Kept(data, name, key), f"copies[{name!r}][{key}]"
-            of = data["copies"].get(name, {}).get(key, {}).get("of")
-            if of is not None:
-                check_origins(f"{where}.of", x.index, of, x.order)
+            copies = data["copies"].get(name, {}).get(key)
+            if copies is not None:
+                check_origins(where, copies, x.index, data["fills"].get(name, {}).get(key))
             if x.order is None:
                 continue
-            for unit, found in sources_in(x.rows if of is None else of, x.index, x.units, x.order):
+            of = [[-1] * len(row) for row in x.rows] if copies is None else copies["of"]
+            for unit, found in sources_in(of, x.index, x.units, x.order):
                 known = sources.setdefault(unit, found)
                 if bool(known) != bool(found) or (known and not known & found):
                     fail(where, f"copies of the unit that the other lists name for new unit {unit}", of)
