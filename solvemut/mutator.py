@@ -354,6 +354,8 @@ class Mutator:
         given = {**_OPTIONS, **options}
         if other := sorted(options.keys() - _OPTIONS):
             raise TypeError(f"{other[0]!r} is no option of this operation; there are {', '.join(_OPTIONS)}")
+        if isinstance(given["grow"], str):
+            raise RequestError(f"{operation.title}: new units come without copies here; resize with init='split' then")
         if self.pending is not None:
             raise RequestError(f"{operation.title}: layers and edges do not wait in a lazy block; change them outside")
         if self.followers:
