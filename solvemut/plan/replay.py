@@ -144,6 +144,8 @@ class _Replay(Flow):
                 f"the units left fall to other groups at {self.node.at()}; keep one of the layers before it, or ask "
                 "for sizes that its groups divide"
             )
+        if a.size == 1:  # nothing to order: a single unit may meet what was broadcast to it before
+            return
         # a frozen unit counts as itself wherever it stands at the same place of both
         if (ua == ub).all() or self._both_fixed(ua, ub) or self._last_of_its_kind(ua, ub):
             return
