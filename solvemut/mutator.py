@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from .apply import Init, Optimizers, Plan, check_how, optimizers_of
+from .apply import SPLIT, Init, Optimizers, Plan, check_how, check_init, drawing, optimizers_of
 from .arguments import flag, items, names, one_of, shown, whole
 from .coupling import couple
 from .errors import CaptureError, InfeasibleError, PlanMismatchError, RequestError, TimeLimitError, UnsupportedOpError
@@ -177,6 +177,7 @@ class Mutator:
         keep: str | Iterable[str] | None = None,
         constraints: Any = None,
         grow: Any = None,
+        init: Init | str | None = None,
         dry_run: bool = False,
         on_infeasible: str = "raise",
         time_limit: float | None = 60.0,
@@ -190,9 +191,11 @@ class Mutator:
 
         Budgets: a number in (0, 1] is a fraction of the present, a larger one absolute. `constraints` may be a list of
         requests, or a function from the graph to such a list. `grow` lets layers get new units where that is worth
-        more than what it costs (see `Problem.grow`); outputs stay as they were where nothing goes. Ctrl-C during the
-        solve changes nothing: it raises KeyboardInterrupt, or with on_interrupt="return" hands back the best plan found
-        by then, not applied, its status "interrupted".
+        more than what it costs (see `Problem.grow`); outputs stay as they were where nothing goes. `init` says what new
+        units hold: "split" makes them copies of old ones (see `resize`), and so does grow="split", which lets as many
+        come as there are; a function draws them (see `Plan.apply`). Ctrl-C during the solve changes nothing: it raises
+        KeyboardInterrupt, or with on_interrupt="return" hands back the best plan found by then, not applied, its status
+        "interrupted".
         """
         if memory is not None or latency is not None:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
@@ -202,8 +205,11 @@ class Mutator:
             )
         check_how(verify)
         dry_run = flag(dry_run, "dry_run")
+        drawn = drawing(init, dry_run)
         check_fresh(self.graph)
         problem = Problem(self.graph)
+        if init == SPLIT:
+            problem.split()
         problem.maximize(values)
         problem.round_to(round_to)
         problem.keep(*names(keep, "keep"))
@@ -214,7 +220,7 @@ class Mutator:
             if limit is not None:
                 problem.add(budget_of(cost, limit))
         plan = problem.solve(time_limit, gap, seed, progress, on_interrupt)
-        return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify)
+        return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
 
     def resize(
         self,
@@ -222,6 +228,7 @@ class Mutator:
         *,
         values: Values = None,
         grow: Any = None,
+        init: Init | str | None = None,
         keep: str | Iterable[str] | None = None,
         constraints: Any = None,
         dry_run: bool = False,
@@ -243,6 +250,10 @@ class Mutator:
         At the time limit the best plan found is taken; on_time_limit="raise" or a function that says no to it does
         not.
 
+        `init` is a function that draws the values of new units (see `Plan.apply`), or "split": they are copies of old
+        ones, the most valuable first, and what reads both divides its weights among them, by shares that differ so
+        that copies part in training (Net2WiderNet, arXiv 1511.05641). Outputs stay where `plan.alters` is empty.
+
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> x = torch.ones(1, 4)
@@ -250,16 +261,22 @@ class Mutator:
         >>> plan = mut.resize({"0": -3, "2": +2})
         >>> plan.sizes["0"], plan.sizes["2"], plan.indices["2.weight"][0], plan.alters
         ((8, 5), (6, 8), [0, 1, 2, 3, 4, 5, -1, -1], ('units go',))
+        >>> y, plan = model(x), mut.resize({"2": +2}, init="split")
+        >>> torch.allclose(model(x), y, atol=1e-6), len(plan.copies["2.bias"][0].of)
+        (True, 10)
         """
         one_of(on_infeasible, "on_infeasible", ("raise", "relax"))
         if not callable(on_time_limit):
             one_of(on_time_limit, "on_time_limit", ("accept", "raise"))
         check_how(verify)
         dry_run = flag(dry_run, "dry_run")
+        drawn = drawing(init, dry_run)
         check_fresh(self.graph)
         problem = Resizing(self.graph)
         problem.maximize(values)
-        problem.most = grow
+        if SPLIT in [x for x in (grow, init) if isinstance(x, str)]:
+            problem.split()
+        problem.most = None if isinstance(grow, str) and grow == SPLIT else grow
         problem.keep(*names(keep, "keep"))
         problem.add(asked(constraints, self.graph))
         problem.ask({} if changes is None else changes)
@@ -268,7 +285,7 @@ class Mutator:
             raise TimeLimitError(
                 f"the time limit of {time_limit} s was reached with a gap of {plan.gap:.1e}; nothing was changed"
             )
-        return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify)
+        return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
 
     def insert(
         self,
@@ -337,6 +354,8 @@ class Mutator:
         given = {**_OPTIONS, **options}
         if other := sorted(options.keys() - _OPTIONS):
             raise TypeError(f"{other[0]!r} is no option of this operation; there are {', '.join(_OPTIONS)}")
+        if isinstance(given["grow"], str):
+            raise RequestError(f"{operation.title}: new units come without copies here; resize with init='split' then")
         if self.pending is not None:
             raise RequestError(f"{operation.title}: layers and edges do not wait in a lazy block; change them outside")
         if self.followers:
@@ -390,8 +409,7 @@ class Mutator:
         check_how(verify)
         dry_run = flag(dry_run, "dry_run")
         check_fresh(self.graph)
-        if init is not None and not callable(init):
-            raise RequestError(f"init={shown(init)}: give a function of a parameter's name and its new shape")
+        check_init(init)
         plan = kernel_plan(self.graph, target, delta, size, padding, init is not None)
         return plan if dry_run else self.apply(plan, verify, init)
 

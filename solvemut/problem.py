@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from .apply import Plan
+from .apply import SPLIT, Plan
 from .arguments import flag, names, number, one_of, search_limits, shown, whole
 from .compile import Compiled, Question, Worth, compile_program, explained
 from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .interrupts import Heard
-from .plan import PlanCost, parts, replayed
+from .plan import PlanCost, copyable, parts, replayed
 from .program import Progress, Solution
 from .progress import Reporter
 from .report import one_line
@@ -51,6 +51,7 @@ class Problem:
         self.kept: list[str] = []
         self.before: set[int] = set()  # classes before which new units come, not after them
         self.slots: np.ndarray | None = None  # how many new units may come after each class
+        self.splits = False  # new units are copies of old ones, which what reads both divides its weights among
 
     def __repr__(self) -> str:
         asked = [str(r) for r in self.requests] + [f"keep {name!r}" for name in self.kept]
@@ -87,9 +88,22 @@ class Problem:
         """Let layers get new units: at most so many (an int), or a share of what they have (a float; True: as many).
 
         A dict says it by vertex name or glob. A new unit counts as much as the least valuable of those beside it.
+        "split" allows as many as there are, and makes them copies (see `split`).
         """
+        if most == SPLIT and isinstance(most, str):
+            self.split()
+            most = True
         slots = self.most_new(most, 0)
         self.slots = slots if self.slots is None else np.maximum(self.slots, slots)
+
+    def split(self) -> None:
+        """Make new units copies of old ones: the most valuable of their block in turn, the best of them first.
+
+        What reads a unit and its copies divides its weights among them, so that outputs stay; by shares that differ, so
+        that copies part in training (Net2WiderNet, arXiv 1511.05641). A unit that cannot be copied is drawn; a note
+        says why.
+        """
+        self.splits = True
 
     def most_new(self, most: Any, others: int) -> np.ndarray:
         """How many new units may come after each class, given limits as `grow` takes them; `others` where none is."""
@@ -173,7 +187,8 @@ class Problem:
 
     def _plan(self, solution: Solution, times: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
         graph, stage = self.graph, compiled.choices.question.stage
-        changed = replayed(graph.coupling, times, self.before)
+        sources, drawn = copyable(graph.coupling, compiled.decoder.sources(solution) if self.splits else {})
+        changed = replayed(graph.coupling, times, self.before, sources)
         trace = changed.trace
         after = Graph(trace, couple(trace), graph.example, graph.model, graph.examples, graph.seen)
         self._check(solution, compiled, times, after)
@@ -185,7 +200,7 @@ class Problem:
             seconds=seconds,
             solver=solution.solver,
             costs=self._costs(times, after),
-            notes=(*graph.notes, *compiled.notes),
+            notes=(*graph.notes, *compiled.notes, *drawn),
             values=_values_name(self.values),
             graph=after,
             **parts(graph, changed, times),

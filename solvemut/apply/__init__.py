@@ -1,9 +1,19 @@
 """Apply: a plan in a model, in place, all or nothing."""
 
 from .attributes import EDITORS
-from .initialise import Init
+from .initialise import SPLIT, Init, check_init, drawing
 from .optimizer import Optimizers, optimizers_of
 from .plan import Plan
 from .verify import check_how
 
-__all__ = ["EDITORS", "Init", "Optimizers", "Plan", "check_how", "optimizers_of"]
+__all__ = [
+    "EDITORS",
+    "SPLIT",
+    "Init",
+    "Optimizers",
+    "Plan",
+    "check_how",
+    "check_init",
+    "drawing",
+    "optimizers_of",
+]

@@ -83,7 +83,8 @@ def changes_of(plan: PlanRecord, models: Sequence[nn.Module]) -> list[Change]:
             _check_trainable(tensors)
             _check_model(plan, model, tensors)
             for name, (before, after) in plan.shapes.items():
-                new = Change(name, tensors[name], plan.indices.get(name, {}), before, after, plan.fills.get(name, {}))
+                fills, copies = plan.fills.get(name, {}), plan.copies.get(name, {})
+                new = Change(name, tensors[name], plan.indices.get(name, {}), before, after, fills, copies)
                 same = found.setdefault(id(new.tensor), new)
                 if same is not new and same.moving != new.moving:
                     raise PlanMismatchError(

@@ -9,14 +9,39 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..arguments import shown
 from ..edits import is_grouped
+from ..errors import RequestError
 from .tensors import Change, new_slices
 
 Init = Callable[[str, tuple[int, ...]], torch.Tensor]  # of a parameter's name and its new shape
+
+SPLIT = "split"  # in place of it: new units are copies of old ones
+
+
+def check_init(init: Any) -> None:
+    """Raises RequestError unless `init` can draw new values."""
+    if init is None or callable(init):
+        return
+    also = "; that new units are copies is settled when a plan is made: prune or resize with init='split'"
+    raise RequestError(
+        f"init={shown(init)}: give a function of a parameter's name and its new shape{also if init == SPLIT else ''}"
+    )
+
+
+def drawing(init: Init | str | None, dry_run: bool) -> Init | None:
+    """What draws new values when a plan is applied; that new units are copies the plan says itself."""
+    if isinstance(init, str) and init == SPLIT:
+        return None
+    check_init(init)
+    if init is not None and dry_run:
+        raise RequestError("init= with dry_run=True would draw nothing: give it to plan.apply(model, init=...)")
+    return init  # type: ignore[return-value]
 
 
 def fill(out: torch.Tensor, change: Change, owner: nn.Module | None, init: Init | None = None) -> None:

@@ -20,7 +20,7 @@ from ..tracing import forget_compiled, unwrapped
 from .attributes import make_edits, repeat_sizes
 from .checks import changes_of
 from .followers import about_follower, followed
-from .initialise import Init
+from .initialise import Init, check_init
 from .optimizer import Optimizers, check_optimizers, optimizers_of, reset_notice, state_steps
 from .swap import swap_of
 from .tensors import Change, Undo
@@ -42,11 +42,12 @@ class Plan(PlanRecord):
 
         `optimizer` is one or a list of them; each of `followers` is a copy of the model that changes with it, such as a
         torch.optim.swa_utils.AveragedModel. New units are read with zeros and made with small random values, as their
-        layer draws them at first; `init` draws them otherwise: from a parameter's name and new shape. Raises
-        PlanMismatchError, with nothing changed, if the plan was made for another model, or an optimizer or a follower
-        belongs to another.
+        layer draws them at first; `init` draws them otherwise: from a parameter's name and new shape. Copies (`copies`)
+        hold what their source does. Raises PlanMismatchError, with nothing changed, if the plan was made for another
+        model, or an optimizer or a follower belongs to another.
         """
         check_how(verify)
+        check_init(init)
         given, model = model, unwrapped(model)
         models = [model, *followed(self, model, followers)]
         optimizers = optimizers_of(optimizer)

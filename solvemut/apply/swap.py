@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import SolvemutError
+from .copies import copy_slices
 from .initialise import Init, fill
 from .tensors import Change, Step, Undo, select
 
@@ -15,6 +16,7 @@ def swap_of(change: Change, owner: nn.Module | None = None, init: Init | None = 
     new = select(change.tensor, change.dims, change.before)
     if change.fills:
         fill(new, change, owner, init)
+    copy_slices(new, change)
     if tuple(new.shape) != tuple(change.after):
         raise SolvemutError(f"{change.name} would become {tuple(new.shape)}, the plan says {tuple(change.after)}")
     grad = None if change.tensor.grad is None else select(change.tensor.grad, change.dims, change.before)

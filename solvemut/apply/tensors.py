@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..edits import Index, rows_of
+from ..edits import Copies, Index, rows_of
 from ..errors import PlanMismatchError
 
 Undo = list[Callable[[], None]]
@@ -18,7 +18,7 @@ Step = Callable[[Undo], None]
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that a plan changes: which slices stay, what new ones hold, and its shape before and after."""
+    """A tensor that a plan changes: which slices stay, what new ones hold and copy, and its shape before and after."""
 
     name: str
     tensor: torch.Tensor
@@ -26,6 +26,7 @@ class Change:
     before: tuple[int, ...]
     after: tuple[int, ...]
     fills: Mapping[int, Any] = field(default_factory=dict)
+    copies: Mapping[int, Copies] = field(default_factory=dict)
 
     @cached_property
     def moving(self) -> dict[int, Index]:

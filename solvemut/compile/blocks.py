@@ -279,13 +279,17 @@ def block_value(block: Block, value: np.ndarray, new: np.ndarray | None = None) 
     return total[block.levels[:, 0] - 1, np.arange(len(block.levels))]
 
 
-def best_units(block: Block, level: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
-    """The units that stay at a level, and how many new ones come after some of them."""
+def best_units(block: Block, level: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, dict[int, list[int]]]:
+    """The units that stay at a level, and after which of them new ones come: for each of these the unit to copy.
+
+    Those are the most valuable units of the same row, one after the other, and round again where more come.
+    """
     chosen = [_ranked(units, value)[:, : level[1 + f]] for f, units in enumerate(block.families)]
     worth = sum(value[c].sum(axis=1) for c in chosen)
     rows = np.argsort(-np.asarray(worth), kind="stable")[: level[0]]
-    new: dict[int, int] = {}
+    new: dict[int, list[int]] = {}
     for f, units in enumerate(block.families):
         if (more := int(level[1 + f]) - units.shape[1]) > 0:
-            new |= dict.fromkeys(units[rows, -1].tolist(), more)
+            best = np.resize(np.arange(units.shape[1]), more)
+            new |= zip(units[rows, -1].tolist(), chosen[f][rows][:, best].tolist(), strict=True)
     return np.concatenate([c[rows].reshape(-1) for c in chosen]), new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +25,24 @@ class Decoder:
 
     def times(self, solution: Solution) -> np.ndarray:
         """How often a solution has each class: 0, it goes; 1, it stays; more, new units come after it."""
-        times, order = self.frozen.astype(np.int64), self.worth.order
+        times = self.frozen.astype(np.int64)
         times[FIXED] = 1
+        for units, new in self._best(solution):
+            times[units] = 1
+            for unit, copied in new.items():
+                times[unit] += len(copied)
+        return times
+
+    def sources(self, solution: Solution) -> dict[int, list[int]]:
+        """By class after which new units come the classes that these are copies of, if they are to be copies."""
+        return {unit: copied for _, new in self._best(solution) for unit, copied in new.items()}
+
+    def _best(self, solution: Solution) -> Iterator[tuple[np.ndarray, dict[int, list[int]]]]:
+        order = self.worth.order
         for choice in self.choices:
             pick = choice.picks[choice.width.levels.index(solution[choice.width])]
             for block, level in zip(choice.blocks, pick.tolist(), strict=True):
-                units, new = best_units(block, block.levels[level], order)
-                times[units] = 1
-                for unit, more in new.items():
-                    times[unit] += more
-        return times
+                yield best_units(block, block.levels[level], order)
 
     def kept(self, solution: Solution) -> np.ndarray:
         """The units that a solution keeps, bool per class."""

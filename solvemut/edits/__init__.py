@@ -2,12 +2,14 @@
 
 from .attributes import SetAttribute
 from .base import EDITS, Edit, edit_form, edit_of, register
+from .copies import Copies
 from .kernel import AROUND, Kernel, SetKernel, is_convolution
 from .selection import Index, Selection, is_grouped, rows_of
 
 __all__ = [
     "AROUND",
     "EDITS",
+    "Copies",
     "Edit",
     "Index",
     "Kernel",

@@ -167,6 +167,12 @@ def positions(where: str, x: Any) -> None:
         fail(where, "each position once", next(i for k, i in enumerate(old) if i in old[:k]))
 
 
+def origins(where: str, x: Any) -> None:
+    """For each slice the old position that it copies, or -1; or for groups such a list for each."""
+    rows = each(each(_ORIGIN)) if isinstance(x, list) and x and isinstance(x[0], list) else each(_ORIGIN)
+    rows(where, x)
+
+
 def fill(where: str, x: Any) -> None:
     """What new slices hold: a number, or "drawn": as the layer draws its values at first."""
     if x != "drawn":
@@ -182,4 +188,5 @@ def index(where: str, x: Any) -> None:
 
 
 SIZE = whole(0)
+_ORIGIN = whole(-1)
 INT = whole(-LARGEST)

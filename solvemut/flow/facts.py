@@ -91,6 +91,15 @@ class Floor:
 
 
 @dataclass(frozen=True, eq=False)
+class Sum:
+    """Units of a weight along which a node sums products; `value` is the weight, "" where it meets another weight."""
+
+    labels: np.ndarray
+    node: Node
+    value: str
+
+
+@dataclass(frozen=True, eq=False)
 class Held:
     """Labels over several dims of which one, `axis`, keeps its size: its positions are picked by number."""
 
@@ -120,7 +129,7 @@ class Facts:
     works: list[Work] = field(default_factory=list)
     nonempty: list[np.ndarray] = field(default_factory=list)  # of each at least one unit stays
     floors: list[Floor] = field(default_factory=list)
-    summed: list[np.ndarray] = field(default_factory=list)  # units of weights along which products are summed up
+    summed: list[Sum] = field(default_factory=list)
     mixed: list[Freeze] = field(default_factory=list)  # units of two activations along which their product is summed
     held: list[Held] = field(default_factory=list)
     notes: list[Freeze] = field(default_factory=list)

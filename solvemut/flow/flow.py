@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..trace import Node, Ref, Trace
-from .facts import Equal, Extent, Facts, Floor, Freeze, Held, Literal, Merge, Path, Rectangle, Work
+from .facts import Equal, Extent, Facts, Floor, Freeze, Held, Literal, Merge, Path, Rectangle, Sum, Work
 from .labels import Factor, Labels, prod, simplify, view_groups
 
 Output = Labels | list[Labels]
@@ -39,6 +39,7 @@ class Flow:
         self.counted: set[Any] = set()  # arguments of the present node that are said to count labels
         self._weights: set[str] | None = None
         self._elements: set[tuple[str, int]] | None = None
+        self._thin: list[tuple[str, int, Node]] = []  # single positions of parameters that a node read without labels
         self._asked: dict[int, tuple[str, Any]] = {}  # sources first asked for by the present node, by id of the array
 
     def run(self, apply: Callable[[Flow, Node], Output]) -> Facts:
@@ -46,6 +47,11 @@ class Flow:
         for node in self.trace.nodes:
             self.node, self._asked = node, {}
             self.values[node.name] = apply(self, node)
+        for name, d, node in self._thin:
+            if (name, d) in self.sources:
+                self.facts.freezes.append(
+                    Freeze(self.sources[name, d].labels, node, "its only position may be broadcast")
+                )
         self.node = Node("output", "output", {}, ())
         for name in self.trace.outputs:
             self.freeze_all(self.labels(Ref(name)) if name in self.trace.params else self.values[name], "model output")
@@ -65,7 +71,10 @@ class Flow:
         return self.sources[key].labels
 
     def labels(self, arg: Ref, only: Sequence[int] | None = None) -> Labels:
-        """The labels of an argument. Of a parameter only the dims in `only` take part, if it is given."""
+        """The labels of an argument. Of a parameter only the dims in `only` take part, if it is given.
+
+        A dim of size 1 may be there to be broadcast, so that it has labels only where `only` says that it counts units.
+        """
         param = self.trace.params.get(arg.name)
         if param is None:
             found = self.values[arg.name]
@@ -74,7 +83,9 @@ class Flow:
         dims = range(len(param.shape)) if only is None else [d for d in only if d < len(param.shape)]
         if param.kind == "constant":
             return Labels(param.shape)
-        sources = {d: self.source((arg.name, d), (param.shape[d],)) for d in dims if param.shape[d] > 1}
+        thin = [d for d in dims if param.shape[d] == 1 and only is None]
+        self._thin += [(arg.name, d, self.node) for d in thin]
+        sources = {d: self.source((arg.name, d), (param.shape[d],)) for d in dims if d not in thin}
         return Labels.of(param.shape, sources)
 
     def is_per_row(self, arg: Ref) -> bool:
@@ -154,8 +165,8 @@ class Flow:
     def contracted(self, sides: Sequence[tuple[Any, np.ndarray | None]]) -> None:
         """Products are summed along these units, which two arguments hold: one is a weight, or neither is."""
         labelled = [(arg, labels) for arg, labels in sides if labels is not None]
-        weights = [labels for arg, labels in labelled if self.is_weight(arg)]
-        self.facts.summed += weights
+        weights = [(arg.name, labels) for arg, labels in labelled if self.is_weight(arg)]
+        self.facts.summed += [Sum(labels, self.node, name * (len(weights) == 1)) for name, labels in weights]
         if not weights:
             why = "sums over units of two activations"
             self.facts.mixed += [Freeze(labels, self.node, why) for _, labels in labelled]
@@ -253,7 +264,7 @@ class Flow:
 
     def view(self, x: Labels, shape: tuple[int, ...], paths: Sequence[Path | None]) -> Labels:
         """torch.reshape: labels are re-indexed; what is split over several dims stays together in one factor."""
-        groups = view_groups(x.shape, shape)
+        groups = _with_singles(view_groups(x.shape, shape), x, shape)
         out: list[Factor] = []
         for dims, new in _united(groups, x.factors):
             factors = [f for f in x.factors if set(f.dims) <= set(dims)]
@@ -279,8 +290,9 @@ class Flow:
             return []
         index = tuple(slice(None) if d in first.dims else None for d in dims)
         full = np.broadcast_to(first.labels[index], [x.shape[d] for d in dims])
-        keep = tuple(d for d in new if shape[d] > 1)
-        if not keep:  # a single position
+        keep = tuple(d for d in new if shape[d] > 1 or len(new) == 1)
+        if not keep:
+            self.freeze(first.labels, "a view moves its only position")
             return []
         labels = np.ascontiguousarray(full).reshape([shape[d] for d in keep])
         if not (len(dims) == 1 and len(keep) == 1) or paths[keep[0]] is not None:
@@ -297,6 +309,27 @@ class Flow:
         labels = self.source((self.node.name, path), (n,))
         self.literal(path, labels)
         return labels
+
+
+def _with_singles(
+    groups: list[tuple[tuple[int, ...], tuple[int, ...]]], x: Labels, shape: Sequence[int]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """View groups, where a single unit goes into the dims that what follows it goes into, as in a flatten.
+
+    It does so where none of these is of size 1 and might be the unit's own, or where nothing else may be in it.
+    """
+    found = list(groups)
+    for k in reversed(range(len(found))):
+        (dims, new), m = found[k], k + 1
+        if new or len(dims) != 1 or x.factor(dims[0]) is None:
+            continue
+        while m < len(found) and not found[m][1]:
+            m += 1
+        after, into = [d for g in found[k : m + 1] for d in g[0]], found[m][1] if m < len(found) else ()
+        lone = len(into) == 1 and all(x.shape[d] == 1 for d in after)
+        if into and (lone or min(shape[d] for d in into) > 1):
+            found[k : m + 1] = [(tuple(after), into)]
+    return found
 
 
 def _united(

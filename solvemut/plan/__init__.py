@@ -1,6 +1,7 @@
 """Plan: the answer as data, with its file and its index maps."""
 
 from .compose import changes_nothing, then
+from .copying import copyable
 from .draw import parts
 from .file import checksum, runs
 from .kernel import Convolution, kernel_parts, seen_by, taps
@@ -15,6 +16,7 @@ __all__ = [
     "as_lists",
     "changes_nothing",
     "checksum",
+    "copyable",
     "kernel_parts",
     "parts",
     "replayed",

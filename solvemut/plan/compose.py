@@ -15,6 +15,7 @@ import numpy as np
 
 from ..edits import Edit, Index, is_grouped, rows_of
 from ..errors import PlanMismatchError
+from .copies import copies_then
 from .file import expanded, runs
 from .record import PlanCost, PlanRecord
 
@@ -47,6 +48,7 @@ def then(first: P, second: P) -> P:
         sizes={**first.sizes, **{k: (first.sizes.get(k, s)[0], s[1]) for k, s in second.sizes.items()}},
         costs=_costs(first.costs, second.costs),
         fills=_fills(first, second, selection.indices),
+        copies=copies_then(first, second),
         notes=tuple(dict.fromkeys((*first.notes, *second.notes))),
         **_certificate(first, second),
     )

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..edits import Selection, SetAttribute
+from ..edits import Copies, Selection, SetAttribute
 from ..graph import Graph
 from ..trace import Size, listing
+from .copying import divided
 from .file import runs
 from .fill import alters, fills_of
 from .record import as_lists
@@ -29,6 +30,7 @@ def parts(graph: Graph, changed: Replayed, times: np.ndarray) -> dict[str, Any]:
         "program": listing(changed.trace),
         "units": _units(graph, changed),
         "fills": fills_of(graph.coupling, changed.index),
+        "copies": _copies(graph, changed),
         "alters": alters(graph.coupling, times),
     }
 
@@ -44,6 +46,18 @@ def _indices(changed: Replayed) -> dict[str, dict[int, Any]]:
         p = changed.trace.params[value]
         for name in (p.name, *p.aliases):
             out.setdefault(name, {})[dim] = as_lists(index)
+    return out
+
+
+def _copies(graph: Graph, changed: Replayed) -> dict[str, dict[int, Copies]]:
+    """What the new slices that are copies are copies of."""
+    out: dict[str, dict[int, Copies]] = {}
+    found = {key: origins for key, origins in changed.origins.items() if (origins >= 0).any()}
+    summed = divided(graph.coupling) if found else set()
+    for (value, dim), origins in found.items():
+        p = changed.trace.params[value]
+        for name in (p.name, *p.aliases):
+            out.setdefault(name, {})[dim] = Copies(as_lists(origins), (value, dim) in summed)
     return out
 
 

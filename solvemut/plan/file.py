@@ -3,7 +3,7 @@
 `FORM` says what stands at each place of a plan, in types and ranges; `AGREEMENTS` say what must fit together, in the
 words of a plan's attributes. The first thing that is wrong raises PlanMismatchError with its place, such as
 indices['a.weight'][0], and what was expected. Files of earlier versions have forms of
-their own and are then read as version 3.
+their own and are then read as version 4.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ..edits.forms import (
     number,
     one_of,
     optional,
+    origins,
     record,
     row,
     shown,
@@ -39,8 +40,9 @@ from ..edits.forms import (
     whole,
 )
 from ..errors import PlanMismatchError
+from .copies import check_origins, sources_in
 
-FORMAT, VERSION = "solvemut-plan", 3
+FORMAT, VERSION = "solvemut-plan", 4
 ROOM = 2**31  # elements of one example input, positions of one dim
 
 Data = Mapping[str, Any]
@@ -66,7 +68,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
         raise PlanMismatchError(f"this plan has version {shown(version)}, this solvemut reads up to {VERSION}")
     if "version" in data:
         whole(1, VERSION)("version", version)
-    found = {1: _from_1, 2: _from_2}.get(version, dict)(data)  # type: ignore[operator, arg-type]
+    found = {1: _from_1, 2: _from_2, 3: _from_3}.get(version, dict)(data)  # type: ignore[operator, arg-type]
     check(found)
     if data["checksum"] != checksum(data):
         raise PlanMismatchError(
@@ -94,7 +96,14 @@ def _from_1(data: dict[str, Any]) -> dict[str, Any]:
 def _from_2(data: dict[str, Any]) -> dict[str, Any]:
     """In version 2 nothing was new, and whatever changed something pruned it."""
     FORM_2("", data)
-    return {**data, "version": VERSION, "fills": {}, "alters": ["units go"] if data["selection"]["indices"] else []}
+    alters = ["units go"] if data["selection"]["indices"] else []
+    return _from_3({**data, "version": 3, "fills": {}, "alters": alters})
+
+
+def _from_3(data: dict[str, Any]) -> dict[str, Any]:
+    """In version 3 no new unit was a copy."""
+    FORM_3("", data)
+    return {**data, "version": VERSION, "copies": {}}
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,7 +212,9 @@ _INDICES = mapping(by_dim(index))
 _ATTRIBUTE = row(text, text, optional(SIZE), INT, INT)
 
 _EDITS: dict[str, Check] = {"edits": each(edit_form), "selection": record(indices=_INDICES)}
-FORM = record(**_COMMON, **_EDITS, fills=mapping(by_dim(fill)), alters=each(text))
+_GROWN: dict[str, Check] = {"fills": mapping(by_dim(fill)), "alters": each(text)}
+FORM = record(**_COMMON, **_EDITS, **_GROWN, copies=mapping(by_dim(record(of=origins, divided=one_of(True, False)))))
+FORM_3 = record(**_COMMON, **_EDITS, **_GROWN)
 FORM_2 = record(**_COMMON, **_EDITS)
 FORM_1 = record(**_COMMON, indices=_INDICES, attributes=each(_ATTRIBUTE))
 
@@ -398,6 +409,30 @@ class _Kept:
             fail(self.where, "no new slice, as its units say of none", self.index)
 
 
+def _copies_agree(data: Data) -> None:
+    """A copy is one of the same unit wherever it stands."""
+    if not data["copies"]:
+        return
+    sources: dict[int, set[int]] = {}
+    for name, dims in data["copies"].items():
+        if other := dims.keys() - data["selection"]["indices"].get(name, {}).keys():
+            fail(f"copies[{name!r}]", f"dims of indices[{name!r}]", sorted(other))
+    for name, dims in data["selection"]["indices"].items():
+        for key in dims:
+            x, where = _Kept(data, name, key), f"copies[{name!r}][{key}]"
+            copies = data["copies"].get(name, {}).get(key)
+            if copies is not None:
+                check_origins(where, copies, x.index, data["fills"].get(name, {}).get(key))
+            if x.order is None:
+                continue
+            of = [[-1] * len(row) for row in x.rows] if copies is None else copies["of"]
+            for unit, found in sources_in(of, x.index, x.units, x.order):
+                known = sources.setdefault(unit, found)
+                if bool(known) != bool(found) or (known and not known & found):
+                    fail(where, f"copies of the unit that the other lists name for new unit {unit}", of)
+                sources[unit] = known & found
+
+
 def _units_agree(data: Data) -> None:
     """A unit stays wherever it stands, or nowhere."""
     indices = data["selection"]["indices"]
@@ -421,4 +456,5 @@ AGREEMENTS = (
     _shapes_follow,
     _new_slices_are_filled,
     _units_agree,
+    _copies_agree,
 )

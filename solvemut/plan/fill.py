@@ -1,7 +1,7 @@
 """What new slices hold, and whether the outputs stay as they were.
 
 A new unit is made with small random values, and read with zeros: so nothing that reads it sees it, outputs stay, and
-gradients reach it all the same.
+gradients reach it all the same. Or it is a copy of an old one (see `copying`), which what reads both sees as one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from ..coupling import Coupling
 from ..rules import OPS
 from ..trace import Ref
+from .copying import divided
 
 DRAWN = "drawn"  # as the layer draws its values at first
 
@@ -21,25 +22,15 @@ DRAWN = "drawn"  # as the layer draws its values at first
 def fills_of(coupling: Coupling, index: Mapping[tuple[str, int], np.ndarray]) -> dict[str, dict[int, Any]]:
     """By parameter name and dim what the new slices of a change hold: a number, or DRAWN."""
     grown = [key for key, i in index.items() if (i < 0).any()]
-    summed = _summed(coupling) if grown else np.empty(0, dtype=bool)
+    summed = divided(coupling) if grown else set()
     kinds = _kinds(coupling) if grown else {}
     out: dict[str, dict[int, Any]] = {}
     for value, dim in grown:
-        labels = coupling.sources[value, dim].labels
-        fill = 0.0 if summed[labels].any() else kinds.get(value, DRAWN)
+        fill = 0.0 if (value, dim) in summed else kinds.get(value, DRAWN)
         p = coupling.trace.params[value]
         for name in (p.name, *p.aliases):
             out.setdefault(name, {})[dim] = fill
     return out
-
-
-def _summed(coupling: Coupling) -> np.ndarray:
-    """Bool per label: products of a weight are summed along it."""
-    found = np.zeros(len(coupling.unit_of), dtype=bool)
-    for labels in coupling.facts.summed:
-        found[labels] = True
-    found[0] = False
-    return found
 
 
 def _kinds(coupling: Coupling) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..edits import Edit, Index, Selection, SetAttribute, edit_of
+from ..edits import Copies, Edit, Index, Selection, SetAttribute, edit_of
 from ..graph import Graph
 from ..report import one_line, short, table
 from . import file as planfile
+from .copies import told
 
 P = TypeVar("P", bound="PlanRecord")
 
@@ -64,6 +65,7 @@ class PlanRecord:
     graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
     units: Mapping[str, Mapping[int, list[list[list[int]]]]] = field(default_factory=dict)
     fills: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)  # what new slices hold: see `fill`
+    copies: Mapping[str, Mapping[int, Copies]] = field(default_factory=dict)  # the new slices that copy old ones
     alters: tuple[str, ...] = ()  # why outputs may not be what they were; nothing: they are
 
     @property
@@ -106,6 +108,8 @@ class PlanRecord:
         ]
         if attributes:
             parts.append(table(["attribute", "before", "after"], attributes, right=[1, 2]))
+        if self.copies:
+            parts.append("\n".join(["new units that are copies:", *told(self.copies, self.indices)]))
         if edits:
             parts.append("\n".join(["edits:", *(f"- {e}" for e in edits)]))
         if self.notes:
@@ -134,6 +138,7 @@ class PlanRecord:
             "selection": self.selection.to_data(),
             "units": {k: {str(d): i for d, i in v.items()} for k, v in self.units.items()},
             "fills": {k: {str(d): i for d, i in v.items()} for k, v in self.fills.items()},
+            "copies": {k: {str(d): c.to_data() for d, c in v.items()} for k, v in self.copies.items()},
             "alters": list(self.alters),
             "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
             "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
@@ -171,6 +176,7 @@ class PlanRecord:
             selection=Selection.from_data(data["selection"]),
             units={k: {int(d): i for d, i in v.items()} for k, v in data["units"].items()},
             fills={k: {int(d): i for d, i in v.items()} for k, v in data["fills"].items()},
+            copies={k: {int(d): Copies(**c) for d, c in v.items()} for k, v in data["copies"].items()},
             alters=tuple(data["alters"]),
             shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
             costs={k: PlanCost(*v) for k, v in data["costs"].items()},

@@ -18,8 +18,9 @@ from ..coupling import Coupling
 from ..errors import SolvemutError
 from ..flow import Flow, Labels, compressed
 from ..rules import apply_rule
-from ..trace import Ref, Size, Trace
+from ..trace import Node, Ref, Size, Trace
 from .attributes import check_guards, solve_attributes
+from .origins import origins_of
 from .shapes import node_after, param_shape, times_of
 
 
@@ -28,19 +29,26 @@ class Replayed:
     """The trace after a change and, per parameter value and dim, the old positions in their new order; -1: a new slice.
 
     The input dim of a grouped convolution has one list per group that stays. `units` has the classes that stand at
-    those positions; new units have numbers from `coupling.n_units` on.
+    those positions; new units have numbers from `coupling.n_units` on. `origins` says at each new slice that is a copy
+    the old position that it copies, else -1.
     """
 
     trace: Trace
     index: Mapping[tuple[str, int], np.ndarray]
     units: Mapping[tuple[str, int], np.ndarray]
+    origins: Mapping[tuple[str, int], np.ndarray]
     attributes: Mapping[Size, int]
 
 
-def replayed(coupling: Coupling, times: np.ndarray, before: Collection[int] = ()) -> Replayed:
+def replayed(
+    coupling: Coupling,
+    times: np.ndarray,
+    before: Collection[int] = (),
+    sources: Mapping[int, Sequence[int]] | None = None,
+) -> Replayed:
     """The change that leaves each unit class as often as `times` says (bools, or ints: see `shapes`).
 
-    New units come after the class, or `before` it.
+    New units come after the class, or `before` it; those after a class in `sources` are copies of the classes there.
     """
     trace, times = coupling.trace, np.asarray(times).astype(np.int64)
     shapes = {v: param_shape(coupling, v, times) for v in trace.params}
@@ -49,11 +57,13 @@ def replayed(coupling: Coupling, times: np.ndarray, before: Collection[int] = ()
     again = _Replay(new, coupling, times, before)
     again.run(apply_rule)
     _check_shapes(new, again)
+    origins = origins_of(again, sources or {})
     attributes = solve_attributes(new)
     new = replace(new, attributes={**new.attributes, **attributes})
     check_guards(new)
     changed = {a: v for a, v in attributes.items() if trace.attributes[a] != v}
-    return Replayed(new, *again.maps(), changed)
+    index, units = again.maps()
+    return Replayed(new, index, units, {k: again.positions(k, origins[k]) for k in index}, changed)
 
 
 class _Replay(Flow):
@@ -66,6 +76,7 @@ class _Replay(Flow):
         super().__init__(trace)
         self.coupling, self.times, self.before = coupling, times, before
         self.left: dict[tuple[str, Any], np.ndarray] = {}
+        self.met: list[tuple[np.ndarray, np.ndarray, Node]] = []  # labels that stand for one thing, where some are new
         more = np.maximum(times - 1, 0)
         self.unit_of = coupling.unit_of  # and then those of the labels of new slices, as they come
         self.new_class = coupling.n_units + np.cumsum(more) - more  # the first new class after each class
@@ -126,11 +137,15 @@ class _Replay(Flow):
                 f"misaligned sizes {a.shape} and {b.shape} at {self.node.at()}; please report this model"
             )
         ua, ub = self.unit_of[a], self.unit_of[b]
+        if ua.max(initial=0) >= self.coupling.n_units:
+            self.met.append((a, b, self.node))
         if self._dealt_otherwise(ua, ub):
             raise SolvemutError(
                 f"the units left fall to other groups at {self.node.at()}; keep one of the layers before it, or ask "
                 "for sizes that its groups divide"
             )
+        if a.size == 1:  # nothing to order: a single unit may meet what was broadcast to it before
+            return
         # a frozen unit counts as itself wherever it stands at the same place of both
         if (ua == ub).all() or self._both_fixed(ua, ub) or self._last_of_its_kind(ua, ub):
             return
@@ -174,16 +189,18 @@ class _Replay(Flow):
     def maps(self) -> tuple[dict[tuple[str, int], np.ndarray], dict[tuple[str, int], np.ndarray]]:
         """Of every tracked parameter dim the old positions and the units, in new order; [rows, n] for groups."""
         index, units = {}, {}
-        known = len(self.coupling.unit_of)
-        for key, old in self.coupling.sources.items():
-            if key[0] not in self.trace.params:
-                continue
-            labels = self.source(key, ())
-            units[key] = self.unit_of[labels]
-            places = self.coupling.positions(key).reshape(-1)
-            at = np.where(labels < known, labels - int(old.labels.reshape(-1)[0]), 0)
-            index[key] = np.where(labels < known, places[at], -1)
+        for key in self.coupling.sources:
+            if key[0] in self.trace.params:
+                labels = self.source(key, ())
+                units[key], index[key] = self.unit_of[labels], self.positions(key, labels)
         return index, units
+
+    def positions(self, key: tuple[str, Any], labels: np.ndarray) -> np.ndarray:
+        """Where labels of a source stood before; -1 for new ones."""
+        old = (labels >= 0) & (labels < len(self.coupling.unit_of))
+        places = self.coupling.positions(key).reshape(-1)
+        first = int(self.coupling.sources[key].labels.reshape(-1)[0])
+        return np.where(old, places[np.where(old, labels - first, 0)], -1)
 
 
 def _in_order(wanted: np.ndarray, labels: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def _convolve(flow: Flow, node: Node, transposed: bool) -> Labels:
     else:
         outputs = _grouped(flow, node, inputs, w, groups, transposed, work)
     if isinstance(bias := node.args.get("bias"), Ref):
-        flow.merge(outputs, flow.labels(bias).dim(0), (node.shape[c],))
+        flow.merge(outputs, flow.labels(bias, only=[0]).dim(0), (node.shape[c],))
     lead = {0: x.dim(0)} if c and x.factor(0) else {}
     return Labels.of(node.shape, {**lead, c: outputs})
 

@@ -88,7 +88,7 @@ def _layer_norm(flow: Flow, node: Node) -> Labels:
             flow.note(x.dim(d), "its statistics are those of the units that stay")
         for name in ("weight", "bias"):
             if isinstance(arg := node.args.get(name), Ref):
-                flow.merge(x.dim(d), flow.labels(arg).dim(i), (x.shape[d],))
+                flow.merge(x.dim(d), flow.labels(arg, only=[i]).dim(i), (x.shape[d],))
     return x
 
 
@@ -109,7 +109,7 @@ def _group_norm(flow: Flow, node: Node) -> Labels:
     units = x.dim(1)
     for name in ("weight", "bias"):
         if isinstance(arg := node.args.get(name), Ref):
-            flow.merge(units, flow.labels(arg).dim(0), (n,))
+            flow.merge(units, flow.labels(arg, only=[0]).dim(0), (n,))
     if units is not None:
         if "width" in node.args:
             flow.literal(("width",), units)

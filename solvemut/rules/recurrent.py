@@ -59,7 +59,8 @@ def _direction(
     _meet_all(flow, units, given)
     flow.makes(weights.ih, 0)
     _meet(flow, x, ih.filled(1))
-    flow.contracted([(flow.node.args["input"], x), (weights.ih, ih.filled(1)), (weights.hh, hh.filled(1))])
+    flow.contracted([(flow.node.args["input"], x), (weights.ih, ih.filled(1))])
+    flow.contracted([(weights.hh, hh.filled(1))])
     out = units if weights.hr is None else _projection(flow, weights.hr, units, before.hidden)
     _meet(flow, out, hh.filled(1))
     for pair in [(x, tall[0]), (out, tall[0]), *([(units, out)] if weights.hr is not None else [])]:

@@ -83,7 +83,9 @@ def _squeeze(flow: Flow, node: Node) -> Labels:
     for d in dims:
         if (f := x.factor(d)) is None:
             continue
-        if len(f.dims) == 1:
+        if len(f.dims) == 1 and d in gone:
+            flow.freeze(f.labels, "squeeze takes out its only position")
+        elif len(f.dims) == 1:
             flow.at_least(f.labels, 2, "squeeze leaves a dim with more than one position")
         else:
             flow.hold(f.labels, f.dims.index(d))

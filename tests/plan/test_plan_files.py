@@ -43,12 +43,14 @@ CASES = {
     "Mlp": 0.6,
     "TwoMethods": 0.6,
     "Grown": 0.9,
+    "Split": 0.9,
 }
 COUNT = 6000 if NIGHTLY else 300
 BYTES = COUNT // 2
-VERSIONS = (1, 2, 3)
-FILES = [(n, v) for n in CASES for v in VERSIONS if v == 3 or n != "Grown"]  # nothing was new in earlier versions
-SEEDS = {1: "", 2: "2 ", 3: "3 "}  # each version has damage of its own
+VERSIONS = (1, 2, 3, 4)
+SINCE = {"Grown": 3, "Split": 4}  # nothing was new in earlier versions, then no new unit was a copy
+FILES = [(n, v) for n in CASES for v in VERSIONS if v >= SINCE.get(n, 1)]
+SEEDS = {1: "", 2: "2 ", 3: "3 ", 4: "4 "}  # each version has damage of its own
 
 
 class TwoMethods(nn.Module):
@@ -73,18 +75,21 @@ def case(name: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
         model, args = randomise(TwoMethods().double()).eval(), (torch.ones(2, 5).double(),)
         mutator = sm.Mutator(model, args, methods={"project": (*args, 0.5)})
         return model, args, mutator.prune(params=CASES[name], values=sm.values.random(0), dry_run=True)
-    model, args = training_set("Residual" if name == "Grown" else name)
-    if name == "Grown":
-        values = {"stem": [5.0, *[1.0] * 7], "a": [0.01] * 10}
-        return model, args, sm.Mutator(model, args).prune(params=0.9, grow=4, values=values, dry_run=True)
+    model, args = training_set("Residual" if name in SINCE else name)
+    if name in SINCE:
+        values, init = {"stem": [5.0, *[1.0] * 7], "a": [0.01] * 10}, "split" if name == "Split" else None
+        return model, args, sm.Mutator(model, args).prune(params=0.9, grow=4, init=init, values=values, dry_run=True)
     return model, args, planned(model, args, CASES[name])
 
 
 def content(plan: Any, version: int) -> Any:
     """What a file of that version says of a plan."""
     data = json.loads(plan.to_json())
-    if version == 3:
+    if version == 4:
         return data
+    data.pop("copies")
+    if version == 3:
+        return json.loads(repaired({**data, "version": 3}))
     if version == 2:
         data = {k: v for k, v in data.items() if k not in ("fills", "alters")}
         return json.loads(repaired({**data, "version": 2}))
@@ -413,8 +418,8 @@ def swapped(*path: Any) -> Callable[[Any], None]:
         (setting("example", to="{"), "example: expected JSON"),
         (setting("example", to='{"leaves": [1, 2], "tree": "[1]"}'), "example.tree: expected a list of 2"),
         (setting("extra", to=1), r"the plan: expected no entry but .*found \['extra'\]"),
-        (setting("version", to=True), "version: expected an int from 1 to 3, found True"),
-        (setting("version", to=0), "version: expected an int from 1 to 3, found 0"),
+        (setting("version", to=True), "version: expected an int from 1 to 4, found True"),
+        (setting("version", to=0), "version: expected an int from 1 to 4, found 0"),
         (lambda data: data["units"].pop("a.bias"), r"units\['a.bias'\]: expected the dims"),
         (lambda data: data["shapes"].pop("a.bias"), "shapes: expected an entry 'a.bias'"),
         (setting("units", "a.bias", "0", to=[[[0, 3, 1]]]), r"units\['a.bias'\]\[0\]: expected runs of 12 positions"),
