@@ -42,8 +42,8 @@ class Resizing(Problem):
 
     Hard wishes hold; relaxed ones come as near as they can, all of them before anything else counts. Where a change of
     structure brings two sides to one size, one of them keeps what it has, if that can be. Then the value of what stays
-    is largest, less 0.1 times the sum and 0.8 times the largest of all relative changes of sizes: a request disturbs few
-    layers and spreads what it must change. Among sizes of one worth the units of largest magnitude stay.
+    is largest, less 0.1 times the sum and 0.8 times the largest of all relative changes of sizes: a request disturbs
+    few layers and spreads what it must change. Among sizes of one worth the units of largest magnitude stay.
     """
 
     def __init__(self, graph: Graph) -> None:
