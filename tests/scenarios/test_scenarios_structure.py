@@ -210,7 +210,10 @@ STRUCTURE: dict[str, Scenario] = {
             .dense("aside", "B", 1)
         ),
         ["L", "aside"],
-        [Step(connect("B", "add"), {"A": 5, "B": 5}, nin={"L": [5]})],
+        [
+            Step(connect("B", "add"), {"A": 5, "B": 5}, nin={"L": [5]}, feeds={"add_0": ["add", "B"]}),
+            Step(disconnect("A", "add"), {"A": 5, "B": 5}, nin={"L": [5]}, feeds={"add": ["id", "B"]}),
+        ],
         "F",
     ),
     "33 an input gives its size to the sum": Scenario(
