@@ -25,7 +25,7 @@ from .problem import Problem, check_fresh
 from .report import one_line, short
 from .requests import asked, budget_of
 from .resizing import Resizing
-from .surgery import Operation, connect, disconnect, insert, perform, remove
+from .surgery import Operation, Settling, connect, disconnect, insert, perform, remove
 from .tracing import MODES, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
 from .values import Tracker, Values
 
@@ -109,6 +109,7 @@ log = logging.getLogger("solvemut")
 _OPTIONS: dict[str, Any] = {
     "values": None,
     "grow": None,
+    "constraints": None,
     "dry_run": False,
     "time_limit": 60.0,
     "gap": 0.0,
@@ -319,8 +320,10 @@ class Mutator:
     def remove(self, vertex: Any, reconnect: Any = "all", **options: Any) -> Plan:
         """Take a vertex out; what it read goes on to all that read it, to those named in `reconnect`, or to none.
 
-        Sizes that must then agree are settled by the program at the least loss of value. Options: `values`, `grow`,
-        `dry_run`, `time_limit`, `gap`, `seed`, `progress`, as `resize` takes them. All or nothing, as ever.
+        Sizes that must then agree are settled by the program: one of the two sides keeps its size, if it can, and
+        which one is decided by the least loss of value. Options: `values`, `grow`, `dry_run`, `time_limit`, `gap`,
+        `seed`, `progress`, as `resize` takes them, and `constraints`, a function from the graph as it is after the
+        change to conditions on sizes. All or nothing, as ever.
 
         >>> import torch, solvemut as sm
         >>> net = sm.Builder()
@@ -366,7 +369,12 @@ class Mutator:
         optimizers = optimizers_of(self.optimizer)
         with deferred():
             plan, graph = perform(
-                operation, self.model, self.graph, optimizers, dry_run, given["values"], given["grow"], how
+                operation,
+                self.model,
+                self.graph,
+                optimizers,
+                dry_run,
+                Settling(given["values"], given["grow"], given["constraints"], how),
             )
             if not dry_run:
                 self._done(plan, graph)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from .arguments import shown
-from .compile import Deviation, Question, Spread, Worth
+from .compile import Deviation, Question, Spread, Unless, Worth
 from .errors import InfeasibleError, RequestError
 from .flow import FIXED
 from .graph import Graph, Vertex
@@ -22,12 +22,28 @@ FEW = 8  # new units that a layer may get beyond what was asked for, before more
 MOST = (10, 200)  # and at most: so many times its size, or so many
 
 
+@dataclass
+class Alignment:
+    """What a change of structure asks of sizes; see `surgery.ports`.
+
+    Of two sides that must come to one size (`gaps`) one keeps what it has, if it can. `allowed` says by unit class how
+    many new units must be allowed after it, or `before` it; the inputs of the vertices in `held` stay as they are.
+    """
+
+    conditions: list[Any] = field(default_factory=list)
+    gaps: list[Unless] = field(default_factory=list)
+    allowed: dict[int, int] = field(default_factory=dict)
+    before: set[int] = field(default_factory=set)
+    held: list[str] = field(default_factory=list)
+
+
 class Resizing(Problem):
     """Sizes that are asked for, with what else must change.
 
-    Hard wishes hold; relaxed ones come as near as they can, all of them before anything else counts. Then the value of
-    what stays is largest, less 0.1 times the sum and 0.8 times the largest of all relative changes of sizes: a request
-    disturbs few layers and spreads what it must change. Among sizes of one worth the units of largest magnitude stay.
+    Hard wishes hold; relaxed ones come as near as they can, all of them before anything else counts. Where a change of
+    structure brings two sides to one size, one of them keeps what it has, if that can be. Then the value of what stays
+    is largest, less 0.1 times the sum and 0.8 times the largest of all relative changes of sizes: a request disturbs
+    few layers and spreads what it must change. Among sizes of one worth the units of largest magnitude stay.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -35,8 +51,7 @@ class Resizing(Problem):
         self.wishes: list[tuple[Affine, Wish]] = []
         self.most: Any = None  # how many new units a layer may get, as `Problem.grow` takes it
         self.relax = False
-        self.allowed: dict[int, int] = {}  # by unit class how many new units must be allowed after it
-        self.held: list[str] = []  # vertices whose input stays as it is
+        self.alignment = Alignment()
 
     def ask(self, changes: Mapping[Any, Any]) -> None:
         """Wishes by vertex name, vertex, or size expression (`graph["cat"].ins[0]`); None stands for any size."""
@@ -46,10 +61,10 @@ class Resizing(Problem):
             if wish is not None:
                 self.wishes += [(size, wish_of(wish, f"resize {size}")) for size in self._sizes(target)]
 
-    def align(self, asked: list[Any], allowed: Mapping[int, int], before: set[int], held: list[str], most: Any) -> None:
-        """Conditions between sizes that a change of structure asks for; see `surgery.ports`."""
-        self.requests += asked
-        self.allowed, self.before, self.held, self.most = dict(allowed), before, held, most
+    def align(self, asked: Alignment) -> None:
+        """Conditions between sizes that a change of structure asks for."""
+        self.requests += asked.conditions
+        self.alignment, self.before = asked, asked.before
 
     def _sizes(self, target: Any) -> list[Affine]:
         graph = self.graph
@@ -85,7 +100,7 @@ class Resizing(Problem):
         """How many new units may come: `few` beyond what was asked for, or as many as may be at all."""
         self.slots = None
         relations = [r for r in self.requests if isinstance(r, Relation)]
-        if not self.wishes and not relations and not self.allowed:
+        if not self.wishes and not relations and not self.alignment.allowed:
             return
         times, least = MOST
         bounds = [(size.now, *wish.bounds(size.now)) for size, wish in self.wishes]
@@ -96,7 +111,7 @@ class Resizing(Problem):
         assert self.slots is not None
         if self.most is not None:
             self.slots = np.minimum(self.slots, self.most_new(self.most, np.iinfo(np.int64).max))
-        for unit, n in self.allowed.items():
+        for unit, n in self.alignment.allowed.items():
             self.slots[unit] = max(n, self.slots[unit])
 
     def _worth(self) -> Worth:
@@ -109,15 +124,16 @@ class Resizing(Problem):
     def _question(self, worth: Worth, join_requests: bool) -> Question:
         hard, soft = self._told()
         value, involved = worth.value, self._involved(worth.value)
-        stage = int(bool(soft))
-        spreads = [Spread(tuple(soft), 0)] if soft else []
+        first = [x for x in (soft, self.alignment.gaps) if x]
+        stage = len(first)
+        spreads = [Spread(tuple(x), k) for k, x in enumerate(first)]
         loose = [d.extent.labels for d in soft]
         spreads.append(Spread(tuple(self._kept_sizes(value, involved, loose)), stage))
         moves = [(d.extent, f"a change was asked: {d.name}") for d in soft if d.of(d.extent.now)]
         question = super()._question(worth, join_requests)
         requests = [*question.requests, *hard]
         keep = self.frozen | ~involved
-        for name in self.held:
+        for name in self.alignment.held:
             for e, _, _ in self.graph[name].ins[0].terms:
                 keep[self.graph.coupling.units(e)] = True
         return replace(question, requests=requests, keep=keep, stage=stage, spreads=spreads, moves=moves)

@@ -18,10 +18,21 @@ from .choices import Choices
 from .decode import Decoder
 from .explain import explained
 from .question import Curve, Question, Worth
-from .spread import Deviation, Spread
+from .spread import Deviation, Spread, Unless
 from .state import Statement, reduced
 
-__all__ = ["Compiled", "Curve", "Decoder", "Deviation", "Question", "Spread", "Worth", "compile_program", "explained"]
+__all__ = [
+    "Compiled",
+    "Curve",
+    "Decoder",
+    "Deviation",
+    "Question",
+    "Spread",
+    "Unless",
+    "Worth",
+    "compile_program",
+    "explained",
+]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -111,8 +112,8 @@ class Partition:
             for row in rows.units:
                 block_of = self._refine(block_of, row, classes=True)
         taken = np.zeros(len(block_of), dtype=bool)
-        for families, removable in clusters:
-            self._row_blocks(families, removable)
+        for families, removable, counted in clusters:
+            self._row_blocks(families, removable, counted)
             for family in families:
                 taken[family] = True
         for b in np.unique(block_of[(block_of >= 0) & ~taken & self._real()]):
@@ -121,10 +122,22 @@ class Partition:
             levels = np.stack([np.ones(len(sizes), dtype=np.int64), sizes], axis=1)
             self._add(Block((units[None, :],), levels))
 
-    def _most_new(self, units: np.ndarray) -> int:
-        """How many new units may come among these; rows that are one unit come as rows, which no level stands for."""
-        one_each = units.ndim == 2 and units.shape[1] == 1
-        return 0 if one_each else int(self.slots[units].min(initial=MOST_LEVELS))
+    def _most_new(self, units: np.ndarray, counted: bool = False) -> int:
+        """How many new units may come among these. A row of one unit comes as a row, which no level stands for.
+
+        Except where rows are just `counted`, and stay, and no weight has them as rows.
+        """
+        as_row = units.ndim == 2 and units.shape[1] == 1 and not (counted and not self._read_by_group[units].any())
+        return 0 if as_row else int(self.slots[units].min(initial=MOST_LEVELS))
+
+    @cached_property
+    def _read_by_group(self) -> np.ndarray:
+        """Bool per class: whether the groups of a weight have it among channels of their own."""
+        found = np.zeros(self.coupling.n_units, dtype=bool)
+        for e in self.coupling.sources.values():
+            if e.per_row:
+                found[self.coupling.units(e)] = True
+        return found
 
     def _real(self) -> np.ndarray:
         real = np.ones(self.coupling.n_units, dtype=bool)
@@ -153,8 +166,11 @@ class Partition:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def _clusters(self, block_of: np.ndarray) -> tuple[list[tuple[list[np.ndarray], bool]], list[Rows]]:
-        """Row structures that form blocks of their own, and those that only tie the sizes of others."""
+    def _clusters(self, block_of: np.ndarray) -> tuple[list[tuple[list[np.ndarray], bool, bool]], list[Rows]]:
+        """Row structures that form blocks of their own, and those that only tie the sizes of others.
+
+        With them whether rows may go, and whether they are just counted, by a number that stays.
+        """
         families: dict[tuple[int, ...], list[Rows]] = {}
         for rows in self.coupling.rows:
             key = (rows.units.shape[0], *np.sort(rows.units, axis=1).reshape(-1).tolist())
@@ -178,7 +194,9 @@ class Partition:
                 and len({len(u) for u, _ in free}) == 1
             ):
                 whole = len(free) == len(members)
-                good.append(([u for u, _ in free], whole and all(r.removable for _, same in free for r in same)))
+                every = [r for _, same in members for r in same]
+                counted = all(r.grouped for r in every) and not all(r.removable for r in every)
+                good.append(([u for u, _ in free], whole and all(r.removable for r in every), counted))
             else:
                 loose += [same[0] for _, same in members]
         return good, loose
@@ -195,10 +213,10 @@ class Partition:
             parts: list[tuple[Extent, int]] = [(ClassExtent(first), 1), (ClassExtent(row), -1)]
             self.ties.append(Equation(parts, 0, 0, f"rows of equal size: {rows.node.at()}"))
 
-    def _row_blocks(self, families: list[np.ndarray], removable: bool) -> None:
+    def _row_blocks(self, families: list[np.ndarray], removable: bool, counted: bool) -> None:
         """Blocks for a cluster of rows: all sizes together while the list is short, else fewer freedoms, and a note."""
         rows, sizes = families[0].shape[0], [u.shape[1] for u in families]
-        per_row = [np.arange(1, u.shape[1] + self._most_new(u) + 1) for u in families]
+        per_row = [np.arange(1, u.shape[1] + self._most_new(u, counted) + 1) for u in families]
         kept = np.arange(1, rows + 1) if removable else np.array([rows])
         combinations = int(np.prod([len(n) for n in per_row]))
         if len(kept) * combinations <= MOST_LEVELS:

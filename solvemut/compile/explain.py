@@ -37,7 +37,10 @@ def nearest(name: str, choices: Choices) -> str | None:
     if request is None:
         return None
     left, right = (request.left, request.right) if isinstance(request, Relation) else (request.size, Affine(()))
-    parts = [(e, c) for e, c, _ in left.terms] + [(e, -c) for e, c, _ in right.terms]
+    if right.terms and not left.terms:  # what can change is the other one
+        left, right = right, left
+    left, right = left - Affine(right.terms), Affine((), right.constant)
+    parts = [(e, c) for e, c, _ in left.terms]
     constant, vectors = choices.linear(parts)
     constant += left.constant
     found = {constant + v for x in vectors.values() for v in x.tolist()} if vectors else {constant}

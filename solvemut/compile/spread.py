@@ -36,10 +36,23 @@ class Deviation:
 
 
 @dataclass(frozen=True, eq=False)
+class Unless:
+    """1, unless a size is one of `sizes`."""
+
+    extent: Extent
+    sizes: frozenset[int]
+    name: str
+
+    def of(self, size: int | Fraction) -> Fraction:
+        """Whether a size is another one."""
+        return Fraction(size not in self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
 class Spread:
     """What an objective loses by deviations: SUM times their sum, and LARGEST times the largest of them."""
 
-    deviations: tuple[Deviation, ...]
+    deviations: tuple[Deviation | Unless, ...]
     stage: int
 
     def of(self, coupling: Coupling, times: np.ndarray) -> float:
@@ -69,7 +82,7 @@ def state_spread(statement: Any, spread: Spread) -> None:
     _largest(statement, spread, stated)
 
 
-def _largest(statement: Any, spread: Spread, stated: Sequence[tuple[Deviation, Any, list[Fraction]]]) -> None:
+def _largest(statement: Any, spread: Spread, stated: Sequence[tuple[Any, Any, list[Fraction]]]) -> None:
     """A width of its own stands at or above every deviation, and costs by how far up it stands."""
     program = statement.program
     fixed = max((x[0] for _, width, x in stated if width is None), default=Fraction(0))

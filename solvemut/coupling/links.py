@@ -29,12 +29,16 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Every row that stays keeps equally many units; whole rows may go if `removable`. Same `key`: the same rows."""
+    """Every row that stays keeps equally many units; whole rows may go if `removable`. Same `key`: the same rows.
+
+    Rows that are `grouped` are no dim of their own: an op just counts them, as a grouped convolution does.
+    """
 
     units: np.ndarray  # [rows, units per row], classes
     removable: bool
     key: str
     node: Node
+    grouped: bool = False
 
 
 @dataclass(frozen=True, eq=False)

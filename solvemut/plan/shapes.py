@@ -84,7 +84,8 @@ class _After:
         return int(times_of(self.coupling, labels, self.times).sum())
 
     def rows(self, labels: np.ndarray | None, rows: int) -> int:
-        if labels is None:
+        own = [r.removable for r in self.coupling.rows if r.node.name == self.node.name]
+        if labels is None or not all(own):
             return rows
         t = times_of(self.coupling, labels, self.times).reshape(rows, -1)
         alike = (t == t[:, :1]).all(axis=1)  # such a row goes, stays and comes as one

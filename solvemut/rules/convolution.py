@@ -100,7 +100,7 @@ def _depthwise(
         flow.merge(np.broadcast_to(rows[:, :1], rows.shape), rows, rows.shape)
         flow.literal(("groups",), rows[:, 0])
         return rows[:, 0]
-    if inputs is None and n > 1:
+    if inputs is None:  # the groups stay, with as many outputs each as there may be
         flow.group_rows(np.zeros((groups, 1), dtype=np.int64))
         flow.group_rows(rows)
     else:

@@ -21,7 +21,7 @@ from ..building import identity_init
 from ..errors import InfeasibleError, RequestError, TimeLimitError
 from ..mutator import Mutator
 from ..requests import exactly, relaxed
-from ..surgery import cuts, graft, perform
+from ..surgery import Settling, cuts, graft, perform
 
 LOG = logging.getLogger("solvemut")
 TRIES = 3  # places that a mutation tries before it gives up
@@ -298,7 +298,7 @@ def crossover(a: Mutator, b: Mutator, rng: random.Random, deviation: float = DEV
         operation = graft(front.vertex, b.model, b.graph, back.vertex)
         try:
             with drawing_from(rng):
-                plan, graph = perform(operation, child.model, child.graph, (), False, None, None, (60.0, 0.0, 0, None))
+                plan, graph = perform(operation, child.model, child.graph, (), False, Settling())
         except IMPOSSIBLE as e:
             LOG.info("a crossover was not possible: %s", e)
             continue

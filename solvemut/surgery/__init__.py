@@ -2,6 +2,6 @@
 
 from .grafts import Cut, cuts, graft
 from .graphs import connect, disconnect, insert, remove
-from .operation import Operation, perform
+from .operation import Operation, Settling, perform
 
-__all__ = ["Cut", "Operation", "connect", "cuts", "disconnect", "graft", "insert", "perform", "remove"]
+__all__ = ["Cut", "Operation", "Settling", "connect", "cuts", "disconnect", "graft", "insert", "perform", "remove"]

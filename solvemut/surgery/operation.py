@@ -17,6 +17,7 @@ from ..coupling import couple
 from ..edits import Selection
 from ..errors import CaptureError, RequestError, SolvemutError
 from ..graph import Graph
+from ..requests import Budget, Request, asked
 from ..resizing import Resizing
 from ..trace import Trace
 from ..tracing import seen, spliced, trace_examples
@@ -40,6 +41,16 @@ class Operation:
     title: str
     change: Callable[[nn.Module, Graph], Changed]
     strip: Callable[[Any, Sequence[Port]], None]  # takes the ports out
+
+
+@dataclass(frozen=True)
+class Settling:
+    """By what sizes are settled: what units are worth, limits on new ones, conditions on sizes, and how to solve."""
+
+    values: Any = None
+    grow: Any = None
+    constraints: Callable[[Graph], Any] | None = None  # of the graph as it is after the change
+    how: tuple[Any, ...] = (60.0, 0.0, 0, None)
 
 
 def recaptured(model: nn.Module, graph: Graph, trace: Trace, nodes: torch.fx.Graph | None) -> tuple[Graph, bool]:
@@ -66,9 +77,7 @@ def perform(
     graph: Graph,
     optimizers: Sequence[torch.optim.Optimizer],
     dry_run: bool,
-    values: Any,
-    grow: Any,
-    how: tuple[Any, ...],
+    settling: Settling,
 ) -> tuple[Plan, Graph]:
     """The plan of an operation, made in the model unless it is a dry run, and the graph of the model after it."""
     before = Snapshot(model, optimizers)
@@ -81,7 +90,7 @@ def perform(
             inside, by_parts = recaptured(model, graph, graph.trace, nodes)
         except CaptureError as e:
             raise RequestError(f"{operation.title}: the model does not run any more: {e.__cause__ or e}") from e
-        plan = _aligned(inside, ports, values, grow, how)
+        plan = _aligned(inside, ports, settling)
         if not dry_run:
             after = inside  # where nothing stands between any more, this is it already
             if ports:
@@ -115,17 +124,28 @@ def _without(by_name: Mapping[str, Any], ports: set[str]) -> dict[str, Any]:
     return {k: v for k, v in by_name.items() if k.rpartition(".")[0] not in ports}
 
 
-def _aligned(graph: Graph, ports: Sequence[Port], values: Any, grow: Any, how: tuple[Any, ...]) -> Plan:
+def _aligned(graph: Graph, ports: Sequence[Port], settling: Settling) -> Plan:
     """The plan that brings the two sides of every port to one size."""
-    problem = Resizing(graph)
+    problem, values = Resizing(graph), settling.values
     if isinstance(values, Mapping):  # a port is worth what stood in its place
         known = {k: v for k, v in values.items() if k in graph}
         values = {**known, **{p.name: values[p.vertex] for p in ports if p.vertex in values}}
     problem.maximize(values)
-    asked = ports_of.requests(graph, ports)
-    problem.align(asked.conditions, asked.allowed, asked.before, [p.name for p in ports if p.holds_input], grow)
-    plan: Plan = problem.solve(*how)
+    problem.most = settling.grow
+    problem.add(_conditions(settling.constraints, graph))
+    problem.align(ports_of.requests(graph, ports))
+    plan: Plan = problem.solve(*settling.how)
     return plan
+
+
+def _conditions(constraints: Any, graph: Graph) -> list[Request]:
+    """What the caller asks of sizes in the changed graph."""
+    if constraints is not None and not callable(constraints):
+        raise RequestError("constraints: the graph changes with its structure; give a function from the graph to them")
+    found = asked(constraints, graph)
+    if budgets := [str(r) for r in found if isinstance(r, Budget)]:
+        raise RequestError(f"constraints: {budgets[0]} is on a cost; where layers or edges change give those on sizes")
+    return found
 
 
 def _check_sizes(plan: Plan, after: Graph, ports: Sequence[Port]) -> None:

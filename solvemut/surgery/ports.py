@@ -7,16 +7,18 @@ so that the program can change either. When both have come to the same size the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..compile import Unless
 from ..errors import RequestError
 from ..flow import Extent
 from ..graph import Graph
 from ..requests import Affine
+from ..resizing import Alignment
 
 _CONV = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -57,23 +59,18 @@ def layer(shape: Sequence[int], dim: int, size: int, like: torch.Tensor | None, 
     return port if like is None else port.to(like.device, like.dtype)
 
 
-@dataclass
-class Asked:
-    """What ports ask for: conditions on sizes, how many new units may come by a class, and before which of them."""
-
-    conditions: list[Any] = field(default_factory=list)
-    allowed: dict[int, int] = field(default_factory=dict)
-    before: set[int] = field(default_factory=set)
-
-
-def requests(graph: Graph, ports: Sequence[Port]) -> Asked:
+def requests(graph: Graph, ports: Sequence[Port]) -> Alignment:
     """What ports ask of the program."""
-    asked = Asked()
+    asked = Alignment(held=[p.name for p in ports if p.holds_input])
     found = asked.conditions
     for port in ports:
         vertex = graph[port.name]
         if not port.holds_input:
-            found.append(vertex.ins[0] == vertex.out)
+            sides = (vertex.ins[0], vertex.out)
+            found.append(sides[0] == sides[1])
+            sizes = frozenset(side.now for side in sides)
+            free = [extent for side in sides for extent, _, _ in side.terms]
+            asked.gaps += [Unless(extent, sizes, f"a side of {port.name} keeps its size") for extent in free[:1]]
             continue
         (extent, _, _) = vertex.out.terms[0] if vertex.out.terms else (None, 0, "")
         if extent is None:

@@ -103,9 +103,6 @@ def conv_bn() -> nn.Module:
 
 
 TRAINED = {
-    "dense": (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 4), nn.Linear(4, 2)), (64, 3)),
-    "conv-bn-conv": (conv_bn, (8, 3, 5, 5)),
-    "convs": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 2, 3)), (8, 3, 9, 9)),
     "up": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.ConvTranspose2d(4, 2, 2)), (8, 3, 5, 5)),
     "grouped": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 4, 3, groups=2)), (8, 4, 7, 7)),
     "depthwise": (

@@ -124,11 +124,7 @@ def cut(x: np.ndarray, dims: dict[int, Any]) -> np.ndarray:
     return x
 
 
-def test_pending_maps_compose():
-    inputs = Selection({"w": {1: [-1, 0, 2, -1, 3]}}).then(Selection({"w": {1: [0, 1, 3, 4]}}))
-    outputs = Selection({"w": {0: [1, -1, 2, -1, 3]}}).then(Selection({"w": {0: [0, 1, 4, -1]}}))
-    assert inputs == Selection({"w": {1: [-1, 0, -1, 3]}})
-    assert outputs == Selection({"w": {0: [1, -1, 3, -1]}})
+def test_the_same_on_both_dims_changes_nothing():
     same = Selection({"w": {0: [0, 1, 2], 1: [0, 1, 2, 3]}})
     some = Selection({"w": {0: [2, -1, 0], 1: [-1, 0, 3, 1]}})
     assert same.then(some) == some == some.then(same) == some.then(Selection()) == Selection().then(some)

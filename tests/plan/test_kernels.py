@@ -132,15 +132,6 @@ def test_new_taps_are_drawn_where_that_is_asked_for():
 # -- taps --------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_come_on_both_sides_and_the_column_of_least_weight_goes():
-    model = whole_numbers(nn.Sequential(nn.Conv2d(2, 3, (5, 4), padding=2)))
-    with torch.no_grad():
-        model[0].weight[...] = torch.tensor([1.0, 1.0, 1.0, 3.0])
-    plan = sm.Mutator(model, image(1, 2, 9, 9)).resize_kernel("0", (+2, -1), padding=(3, 2))
-    assert plan.indices["0.weight"] == {2: [-1, 0, 1, 2, 3, 4, -1], 3: [1, 2, 3]}
-    assert plan.alters == ("taps of 0 go",) and tuple(model[0].weight.shape) == (3, 2, 7, 3)
-
-
 def test_of_equals_the_lower_index_stays():
     model = nn.Sequential(nn.Conv1d(1, 1, 4, padding="same"))
     nn.init.ones_(model[0].weight)
@@ -165,21 +156,6 @@ def by_hand(weight: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
         kept = sorted(sorted(range(k), key=lambda i: (score[i], i))[:n])
         out = torch.stack([out.select(d, i) for i in kept], d)
     return out
-
-
-def test_sizes_and_padding_given_by_hand():
-    model = whole_numbers(nn.Sequential(nn.Conv2d(2, 3, (3, 4), padding=(1, 1))))
-    x = image(1, 2, 8, 8)
-    mut = sm.Mutator(model, x)
-    first = by_hand(model[0].weight, (2, 6))
-    mut.resize_kernel("0", (-1, +2), padding=(1, 2))
-    assert model[0].kernel_size == (2, 6) and torch.equal(model[0].weight, first)
-    assert tuple(model(x).shape) == (1, 3, 9, 7)
-    plan = mut.resize_kernel("0", (+1, -1), padding="same")
-    assert model[0].kernel_size == (3, 5) and model[0].padding == "same"
-    assert tuple(model(x).shape) == (1, 3, 8, 8) == plan.outputs[0]
-    assert torch.equal(model[0].weight, by_hand(first, (3, 5)))
-    agrees_with_a_fresh_capture(mut, x)
 
 
 @pytest.mark.parametrize("delta", [2, (4, 2), (1, 3)])
