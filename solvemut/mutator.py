@@ -341,7 +341,7 @@ class Mutator:
         """A new input for an add or a concat; before any other layer an add or a concat (`merge`) is put for it.
 
         In a concat it comes at `position`, and what reads the concat reads the new columns with zeros: outputs stay.
-        Terms of an add get one size. Options are those of `remove`.
+        Terms of an add get one size; the new one comes last, or at `position`. Options are those of `remove`.
         """
         one_of(merge, "merge", ("concat", "add"))
         return self._operate(connect(source, target, position, merge), options)

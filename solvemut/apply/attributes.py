@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..edits import AROUND, SetAttribute, SetKernel
+from ..edits import AROUND, Rewire, SetAttribute, SetKernel
 from ..errors import PlanMismatchError
 from ..plan import PlanRecord
 from ..tracing import repeats
@@ -74,6 +74,10 @@ def _set_kernel(model: nn.Module, change: SetKernel, undo: Undo, done: Done) -> 
             _assign(module, name, list(after) if name == AROUND else after, undo)
 
 
+def _rewire(model: nn.Module, change: Rewire, undo: Undo, done: Done) -> None:
+    raise PlanMismatchError(change.refusal)
+
+
 def _assign(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
     old = getattr(module, name)
     undo.append(lambda: setattr(module, name, old))
@@ -87,6 +91,7 @@ Done = set[tuple[Any, ...]]  # what was edited already: a follower may share a m
 EDITORS: dict[str, Callable[[nn.Module, Any, Undo, Done], None]] = {
     SetAttribute.kind: _set_attribute,
     SetKernel.kind: _set_kernel,
+    Rewire.kind: _rewire,
 }
 
 _NO_STEP = {"do_power_iteration": False}

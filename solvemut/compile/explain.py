@@ -51,7 +51,13 @@ def nearest(name: str, choices: Choices) -> str | None:
     wanted = right.constant
     below, above = [v for v in found if v <= wanted], [v for v in found if v >= wanted]
     near = list(dict.fromkeys(str(v) for v in [*sorted(below)[-1:], *sorted(above)[:1]]))
-    return f"the nearest feasible values of {left} are {' and '.join(near)}"
+    return f"the nearest feasible values of {left} are {' and '.join(near)}{_fixed(left, choices)}"
+
+
+def _fixed(size: Affine, choices: Choices) -> str:
+    """Why a size cannot change at all; nothing if some of it can."""
+    why = [choices.coupling.why_frozen(e) for e, _, _ in size.terms]
+    return f", which stays: {'; '.join(dict.fromkeys(why))}" if why and all(why) else ""
 
 
 def _request(name: str, question: Question) -> Relation | Multiple | None:

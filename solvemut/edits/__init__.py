@@ -5,6 +5,7 @@ from .base import EDITS, Edit, edit_form, edit_of, register
 from .copies import Copies
 from .kernel import AROUND, Kernel, SetKernel, is_convolution
 from .selection import Index, Selection, is_grouped, rows_of
+from .structure import Rewire
 
 __all__ = [
     "AROUND",
@@ -13,6 +14,7 @@ __all__ = [
     "Edit",
     "Index",
     "Kernel",
+    "Rewire",
     "Selection",
     "SetAttribute",
     "SetKernel",

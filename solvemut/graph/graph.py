@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
+from keyword import iskeyword
 from operator import index
 from typing import Any, overload
 
@@ -164,6 +165,7 @@ class Graph:
         return self.vertices[k]
 
     def _named(self, name: str) -> Vertex:
+        name = f"{name}_" if iskeyword(name) else name  # as torch.fx names the argument
         found = {v.name: v for v in self.vertices}.get(name) or self._cache.get(name)
         if found is None:
             inside = [n for n in self.trace.nodes if n.module == name or n.module.startswith(name + ".")]

@@ -21,8 +21,8 @@ from .ports import Port, layer, with_size
 
 _LINE = re.compile(r"<eval_with_key>[^:]*:\d+: (\w+) = ")  # of the code that torch.fx generates
 CATS = (torch.cat, torch.concat, torch.concatenate)
-SUMS = {operator.add, operator.iadd, torch.add, operator.mul, torch.mul}
-SUMS |= {operator.sub, torch.sub, operator.truediv, torch.div}
+ADDS = {operator.add, operator.iadd, torch.add}
+SUMS = {*ADDS, operator.mul, torch.mul, operator.sub, torch.sub, operator.truediv, torch.div}
 
 
 class Editor:
@@ -88,9 +88,12 @@ class Editor:
 
     def is_sum(self, node: torch.fx.Node) -> bool:
         """Whether a node is elementwise in two inputs."""
+        return self.function(node) in SUMS and len(self.inputs(node)) == 2
+
+    def function(self, node: torch.fx.Node) -> Any:
+        """The function that a node calls, by itself or as a module; None where it calls a layer."""
         module = self.module(node)
-        function = module.function if isinstance(module, Apply) else node.target if node.op == "call_function" else None
-        return function in SUMS and len(self.inputs(node)) == 2
+        return module.function if isinstance(module, Apply) else node.target if node.op == "call_function" else None
 
     def inputs(self, node: torch.fx.Node) -> list[torch.fx.Node]:
         """Its inputs in order, each as often as it is read."""
@@ -351,7 +354,7 @@ def connect(source: Any, target: Any, position: int | None, merge: str) -> Opera
         if editor.is_cat(node):
             _join(editor, a, new, b, node, position)
         elif editor.is_sum(node):
-            _add_behind(editor, a, new, b, node)
+            _add_term(editor, a, new, b, node, position)
         else:
             _merge_before(editor, a, new, node, position, merge)
         return editor.done()
@@ -374,13 +377,29 @@ def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.f
         user.replace_input_with(cat, port)
 
 
-def _add_behind(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, node: torch.fx.Node) -> None:
-    users = list(node.users)
+def _add_term(
+    editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, node: torch.fx.Node, position: int | None
+) -> None:
+    """One more term: behind the node, or added to the first of its inputs where it is to come before the second."""
+    slots = editor.inputs(node)
+    k = len(slots) if position is None else whole(position, f"position={shown(position)}")
+    if not -len(slots) <= k <= len(slots):
+        raise RequestError(f"position={k}: {b.name} has {len(slots)} inputs")
+    k %= len(slots) + 1
+    if k < len(slots) and editor.function(node) not in ADDS:
+        raise RequestError(f"position={k}: {b.name} is no sum; without position the term is added to what it gives")
     editor.alters.append(f"a term came: {a.name}")
-    term = aligned(editor, new, b)
-    total = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), node, node, term)
-    for user in users:
-        user.replace_input_with(node, total)
+    if k == len(slots):
+        users, term = list(node.users), aligned(editor, new, b)
+        total = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), node, node, term)
+        for user in users:
+            user.replace_input_with(node, total)
+        return
+    first, term = slots[0], aligned(editor, new, editor.vertex(slots[0]))
+    order = (first, term) if k else (term, first)
+    total = editor.add(editor.unused("add"), Apply(operator.add, (Slot(0), Slot(1))), term, *order)
+    rest = iter([total, *slots[1:]])
+    node.args, node.kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: next(rest))
 
 
 def _merge_before(

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..apply import Plan
 from ..coupling import couple
-from ..edits import Selection
+from ..edits import Rewire, Selection
 from ..errors import CaptureError, RequestError, SolvemutError
 from ..graph import Graph
 from ..requests import Budget, Request, asked
@@ -113,7 +113,7 @@ def perform(
         units=_without(plan.units, own),
         fills=_without(plan.fills, own),
         alters=tuple(dict.fromkeys((*changed.alters, *plan.alters))),
-        notes=(operation.title, *plan.notes),
+        edits=(Rewire(operation.title), *plan.edits),
         graph=None,
     )
     return told, graph if dry_run else after

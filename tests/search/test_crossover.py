@@ -38,7 +38,7 @@ def test_a_child_runs_and_parents_stay_bit_identical(seed):
         assert_untouched(state, snapshot(m.model))
         assert m.graph is graph and m.history == history and m.model.code == code
     assert child.model(torch.randn(2, 3, 6, 6)).shape == (2, 5)
-    assert child.history[-1].notes[0].startswith("graft what comes behind")
+    assert child.history[-1].edits[0].what.startswith("graft what comes behind")
     ours = {id(t) for m in (a, b) for t in (*m.model.parameters(), *m.model.buffers())}
     assert not ours & {id(t) for t in (*child.model.parameters(), *child.model.buffers())}
     runs(child)
@@ -49,7 +49,7 @@ def test_of_one_size_the_child_computes_what_its_parts_compute(seed):
     a, b = dense(6, seed=1), dense(6, seed=2)
     x = torch.randn(4, 3)
     child = crossover(a, b, random.Random(seed))
-    back, front = child.history[-1].notes[0].removeprefix("graft what comes behind ").split(" to ")
+    back, front = child.history[-1].edits[0].what.removeprefix("graft what comes behind ").split(" to ")
     order, y = ["a", "act", "b", "c"], x
     for part in order[: order.index(front) + 1]:
         y = a.model.get_submodule(part)(y)
@@ -93,7 +93,7 @@ class Scaled(nn.Module):
 def test_parameters_and_buffers_of_a_followed_model_come_along(seed):
     a, b = (sm.Mutator(sm.editable(Scaled(n)), torch.ones(2, 3)) for n in (5, 5))
     child = crossover(a, b, random.Random(seed))
-    front = child.history[-1].notes[0].split(" to ")[-1]
+    front = child.history[-1].edits[0].what.split(" to ")[-1]
     names, buffers = dict(child.model.named_parameters()), dict(child.model.named_buffers())
     assert "tail.2.weight" in names and len(names) in (4, 6, 7, 8) and len(buffers) <= 1, front
     assert all(n.target in {*names, *buffers} for n in child.model.graph.nodes if n.op == "get_attr")

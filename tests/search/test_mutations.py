@@ -94,7 +94,7 @@ def test_what_is_inserted_by_default_passes_on_what_is_not_negative():
     place = [v for v in mut.graph.vertices if v.name == "act"]
     insert = Insert()
     plan = insert._made(mut, place[0], random.Random(0))
-    assert plan.notes[0].startswith("insert conv2d_1, batchnorm2d_1, relu_1 after act")
+    assert plan.edits[0].what.startswith("insert conv2d_1, batchnorm2d_1, relu_1 after act")
     assert torch.allclose(mut.model(x), y, atol=1e-4) and not mut.model.batchnorm2d_1.training
 
 
@@ -103,7 +103,7 @@ def test_insert_takes_layers_that_a_function_makes():
         return [nn.Linear(vertex.nout, n := rng.randint(2, 5)), nn.Linear(n, vertex.nout)]
 
     mut = dense()
-    assert Insert(make)(mut, random.Random(3)).notes[0].startswith("insert linear_1, linear_2")
+    assert Insert(make)(mut, random.Random(3)).edits[0].what.startswith("insert linear_1, linear_2")
     runs(mut)
 
 
@@ -125,7 +125,7 @@ def test_connect_tries_values_of_one_shape_only(monkeypatch):
 def test_disconnect_needs_others_at_both_ends():
     assert Disconnect()(dense(), random.Random(0)) is None
     mut = images()
-    assert Disconnect()(mut, random.Random(0)).notes == ("disconnect act from add",)
+    assert Disconnect()(mut, random.Random(0)).edits[0].what == "disconnect act from add"
     assert [v.name for v in mut.graph.inputs("cat")] == ["norm", "side"]
 
 

@@ -227,7 +227,7 @@ def test_a_dry_run_changes_nothing(call):
     mut = Net(x=3).dense("A", "x", 4).dense("C", "A", 5).dense("D", "C", 6).dense("E", "D", 2).mutator("E")
     before, code = snapshot(mut.model), mut.model.code
     plan = call(mut, dry_run=True)
-    assert plan.notes and plan.alters
+    assert plan.edits and plan.alters
     assert_untouched(before, snapshot(mut.model))
     assert mut.model.code == code and not mut.history
 
@@ -255,3 +255,58 @@ def test_it_works_on_a_model_made_editable():
     assert plan.alters == () and torch.allclose(model(x), y, atol=1e-6) and model.c.in_features == 11
     mut.disconnect("b", "cat")
     runs(mut)
+
+
+@pytest.mark.parametrize(
+    "position, terms", [(None, "a b c"), (0, "c a b"), (1, "a c b"), (2, "a b c"), (-1, "a b c"), (-2, "a c b")]
+)
+def test_a_term_comes_at_its_position(position, terms):
+    net = sm.Builder()
+    x = net.input("x", 3)
+    a, b, c = (net.layer(nn.Linear(3, n), x, name=name) for name, n in (("a", 5), ("b", 5), ("c", 3)))
+    model = net.build(net.layer(nn.Linear(5, 2), a + b, name="head"), net.layer(nn.Linear(3, 2), c, name="other"))
+    mut = sm.Mutator(model, torch.ones(1, 3))
+    mut.connect("c", "add", position)
+
+    def read(node):
+        if node.op == "call_module" and str(node.target).startswith("add"):
+            return [name for n in node.args for name in read(n)]
+        return [str(node.target)]
+
+    (sum_,) = next(n for n in model.graph.nodes if n.target == "head").args
+    assert read(sum_) == terms.split()
+    assert mut.graph["c"].nout == 5 and model(torch.ones(1, 3))[0].shape == (1, 2)
+
+
+def test_positions_of_terms_are_checked():
+    net = sm.Builder()
+    x = net.input("x", 3)
+    a, b, c = (net.layer(nn.Linear(3, 5), x, name=name) for name in "abc")
+    model = net.build(net.layer(nn.Linear(5, 2), a * b, name="head"), net.layer(nn.Linear(5, 2), c, name="other"))
+    mut = sm.Mutator(model, torch.ones(1, 3))
+    with pytest.raises(RequestError, match="position=3: mul has 2 inputs"):
+        mut.connect("c", "mul", 3)
+    with pytest.raises(RequestError, match="position=0: mul is no sum"):
+        mut.connect("c", "mul", 0)
+    mut.connect("c", "mul")
+
+
+def test_a_dry_run_is_to_look_at():
+    net = sm.Builder()
+    a = net.layer(nn.Linear(3, 5), net.input("in", 3), name="a")
+    model = net.build(net.layer(nn.Linear(5, 2), net.layer(nn.Linear(5, 5), a, name="b"), name="head"))
+    mut = sm.Mutator(model, torch.ones(1, 3))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plan = mut.remove("b", dry_run=True)
+    assert "- remove b" in str(plan) and mut.graph["in"].nout == 3
+    with pytest.raises(sm.errors.PlanMismatchError, match=r"tells of a change of structure .remove b.*without dry_run"):
+        mut.apply(plan)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_fixed_size_says_why():
+    net = sm.Builder()
+    model = net.build(net.layer(nn.Linear(3, 2), net.input("x", 3), name="head"))
+    why = r"nearest feasible values of head\.out are 2, which stays: model output"
+    with pytest.raises(InfeasibleError, match=why):
+        sm.Mutator(model, torch.ones(1, 3)).resize({"head": +1})
