@@ -175,21 +175,23 @@ class _Run:
             left = self.left[g]
             least = least - self.spent[g][left].min(axis=0)
             room = self.limits - least
-            parts, size = [], max(1, BLOCK // len(left))
+            parts: list[Sequence[np.ndarray]] = []
+            size, found = max(1, BLOCK // len(left)), 0
             for at in range(0, len(choices), size):
+                if self.certificate.over():
+                    return max(dropped, float(bounds.min(axis=1).max()))
                 block = slice(at, at + size)
                 parts.append(
                     _extended(
                         bounds[block], spent[block], bank.losses[g][left], self.spent[g][left], threshold, room, at
                     )
                 )
-            parents, levels, bounds, spent = (np.concatenate([part[i] for part in parts]) for i in range(4))
-            if len(parents) > most:
-                score = bounds.min(axis=1)
-                ranked = np.argsort(-score, kind="stable")
-                dropped = max(dropped, float(score[ranked[most]]))
-                kept = np.sort(ranked[:most])
-                parents, levels, bounds, spent = parents[kept], levels[kept], bounds[kept], spent[kept]
+                found += len(parts[-1][0])
+                if found > 2 * most:  # no more are held at once
+                    best, lost = _best(parts, most)
+                    parts, found, dropped = [best], most, max(dropped, lost)
+            (parents, levels, bounds, spent), lost = _best(parts, most)
+            dropped = max(dropped, lost)
             choices = choices[parents]
             choices[:, g] = left[levels]
             if not len(choices):
@@ -202,6 +204,17 @@ class _Run:
         self.certificate.cutoff()
         model = self.request.model.restricted(self.reduced.decode_domains(self.left))
         return self.certificate.close(price.solve(self.certificate.rest(model, hint=self.certificate.answer.choice)))
+
+
+def _best(parts: Sequence[Sequence[np.ndarray]], most: int) -> tuple[Sequence[np.ndarray], float]:
+    """The partial choices of the highest bounds, in order, and the highest bound of the others."""
+    merged = [np.concatenate([part[i] for part in parts]) for i in range(4)]
+    score = merged[2].min(axis=1)
+    if len(score) <= most:
+        return merged, -np.inf
+    ranked = np.argsort(-score, kind="stable")
+    kept = np.sort(ranked[:most])
+    return [x[kept] for x in merged], float(score[ranked[most]])
 
 
 def _extended(
