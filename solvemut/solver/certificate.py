@@ -38,6 +38,7 @@ class Request:
     hint: Choice | None = None
     effort: float | None = None  # at most so much work, in the engine's own deterministic unit
     feasibility: bool = False  # any feasible choice will do
+    most: Number | None = None  # no choice is worth more, as every term at its best comes to this
     on_engine: Callable[[str], None] = lambda name: None  # told the name of each engine that sets to work
     on_choice: Callable[[Choice, Number], None] = lambda choice, value: None
     on_bound: Callable[[Number], None] = lambda bound: None
@@ -135,6 +136,12 @@ class Certificate:
         return value is not None and bound is not None and relative_gap(value, bound) <= self.request.gap
 
     @property
+    def best(self) -> bool:
+        """Whether the incumbent is worth as much as every term at its best comes to."""
+        most, value = self.request.most, self.answer.value
+        return most is not None and value is not None and value >= most
+
+    @property
     def enough(self) -> bool:
         """Whether any feasible choice was asked for, and there is one."""
         return self.request.feasibility and self.answer.choice is not None
@@ -142,7 +149,7 @@ class Certificate:
     def over(self) -> bool:
         """Whether to stop, for lack of time or of anything left to do; a good moment to report."""
         self.request.tick()
-        return self.enough or self.request.clock.over
+        return self.enough or self.best or self.request.clock.over
 
     def rest(self, model: Model, **changes: Any) -> Request:
         """What another engine is asked about what is left; what it finds and proves counts here at once."""

@@ -159,8 +159,10 @@ def _stopped_or_solved(
 
 
 def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]) -> Answer:
-    options = search.options
-    request = Request(model, search.clock, options.gap, options.seed, on_engine=search.ran.append, tick=search.tick)
+    options, most = search.options, _trivial_bound(search.statement, search.stage)
+    request = Request(
+        model, search.clock, options.gap, options.seed, on_engine=search.ran.append, tick=search.tick, most=most
+    )
 
     def improved(choice: Choice, value: Number) -> None:
         if search.known.value is None or value > search.known.value:
@@ -174,7 +176,9 @@ def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answe
     request.on_choice, request.on_bound = improved, bounded
     first = _first(search.statement, model, request, start)
     request.hint = first.choice or request.hint
-    answer = engine(request)
+    answer = first if first.value is not None and first.value >= most else engine(request)
+    if answer.value is not None and answer.value >= most:
+        answer.limit(answer.value)
     if first.value is not None and (answer.value is None or first.value > answer.value):
         answer.choice, answer.value, answer.infeasible = first.choice, first.value, False
     search.known, search.phase = answer, "done"

@@ -27,6 +27,7 @@ from . import price
 KEPT = ((100, 20), (2_000, 60), (100_000, 100))  # partial choices kept, price vectors
 SPREADS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the price vectors around the best one, relative
 MOST_LIMITS = 24
+MOST_LEVELS = 256  # of a class
 FIRST = 20  # of the price vectors, looked at before the others
 BLOCK = 5_000  # extensions looked at together
 ROUNDS = 60
@@ -49,6 +50,8 @@ def solve(request: Request) -> Answer:
     except TooExtreme:
         seen = None
     if seen is None or len(seen.coordinates) > MOST_LIMITS or any(len(scope) > 1 for scope, _ in seen.hard):
+        return price.solve(request)
+    if max(seen.sizes) > MOST_LEVELS:  # too many partial choices would have nearly the same bounds
         return price.solve(request)
     request.on_engine("additive")
     return _Run(request, reduced, seen).solve()
