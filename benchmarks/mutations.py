@@ -239,7 +239,9 @@ class Run:
             settle(self.model, self.batch)
         except SolvemutError as e:
             told = Outcome(n, kind, time.perf_counter() - start, refused=f"{type(e).__name__}: {reason(e)}")
-            if not torch.equal(self.output(), before):
+            if "please report" in str(e):
+                told = Outcome(n, kind, told.wall, bug=traceback.format_exc())
+            elif not torch.equal(self.output(), before):
                 told = Outcome(n, kind, told.wall, bug=f"refused ({told.refused}), and the outputs are others")
         except Exception:
             told = Outcome(n, kind, time.perf_counter() - start, bug=traceback.format_exc())
