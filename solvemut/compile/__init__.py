@@ -60,6 +60,9 @@ def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Que
     worth = worth if isinstance(worth, Worth) else Worth(np.asarray(worth))
     question = question or Question()
     frozen = coupling.frozen | (question.keep if question.keep is not None else False)
+    for rows in coupling.rows:
+        if rows.stays and (question.slots is None or not question.slots[rows.units].any()):
+            frozen[rows.units] = True
     notes: list[str] = []
     while True:
         choices = Choices(coupling, question, worth, frozen)

@@ -154,7 +154,7 @@ class Analysis:
             units = units[:, :1]
         alike = len(units) > 1 and bool((units == units[:1]).all())  # every group reads the same units: all groups stay
         removable = not alike and not self._is_number(rect.node, ("groups",))
-        rows.append(Rows(units, removable, rect.key, rect.node, grouped=True))
+        rows.append(Rows(units, removable, rect.key, rect.node, grouped=True, stays=rect.stays))
 
     def _once(self, k: int, act: Any) -> None:
         if k not in self.done:

@@ -31,7 +31,8 @@ class Link:
 class Rows:
     """Every row that stays keeps equally many units; whole rows may go if `removable`. Same `key`: the same rows.
 
-    Rows that are `grouped` are no dim of their own: an op just counts them, as a grouped convolution does.
+    Rows that are `grouped` are no dim of their own: an op just counts them, as a grouped convolution does. Where the
+    units of rows stay (`stays`), they are nothing to decide on, unless new ones may come.
     """
 
     units: np.ndarray  # [rows, units per row], classes
@@ -39,6 +40,7 @@ class Rows:
     key: str
     node: Node
     grouped: bool = False
+    stays: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,6 +69,7 @@ class Rectangle:
     paths: tuple[Path | None, ...]
     key: str
     grouped: bool = False  # one side of a grouped convolution, [groups, channels]
+    stays: bool = False  # none of its units can go; it matters only that others may come
 
 
 @dataclass(frozen=True, eq=False)

@@ -189,10 +189,10 @@ class Flow:
             key = f"{self.node.name}#{len(self.facts.rectangles)}"
             self.facts.rectangles.append(Rectangle(labels, self.node, tuple(paths), key))
 
-    def group_rows(self, labels: np.ndarray) -> None:
-        """The channels of one side of a grouped convolution, [groups, channels]."""
+    def group_rows(self, labels: np.ndarray, stays: bool = False) -> None:
+        """The channels of one side of a grouped convolution, [groups, channels]; whether none of them can go."""
         key = f"{self.node.name}.groups"
-        self.facts.rectangles.append(Rectangle(labels, self.node, (("groups",), None), key, grouped=True))
+        self.facts.rectangles.append(Rectangle(labels, self.node, (("groups",), None), key, grouped=True, stays=stays))
 
     def nonempty(self, parts: Sequence[np.ndarray]) -> None:
         """Of each part at least one unit must stay."""

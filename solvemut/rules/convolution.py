@@ -102,8 +102,8 @@ def _depthwise(
         return rows[:, 0]
     if inputs is None:  # the groups stay, with as many outputs each as there may be
         flow.group_rows(np.zeros((groups, 1), dtype=np.int64))
-        flow.group_rows(rows)
+        flow.group_rows(rows, stays=n == 1)
     else:
-        flow.merge(None if inputs is None else np.repeat(inputs, n), rows.reshape(-1), (groups * n,))
+        flow.merge(np.repeat(inputs, n), rows.reshape(-1), (groups * n,))
         flow.literal(("groups",), rows[:, 0])
     return rows.reshape(-1)

@@ -18,6 +18,7 @@ import torch
 
 from ..apply import Plan
 from ..arguments import flag, items, scalar, shown, whole
+from ..edits import Rewire
 from ..errors import RequestError
 from ..mutator import Mutator
 from .mutations import LOG, TORCH, Mutation, drawing_from, share
@@ -189,8 +190,7 @@ def _offspring(parents: Sequence[Mutator], mutate: Mutation, cross: Any, rng: ra
 
 def _title(plan: Plan) -> str:
     """What a plan did, in a line."""
-    kinds = ("insert ", "remove ", "connect ", "disconnect ", "graft ")
-    title = next((note for note in plan.notes if note.startswith(kinds)), "")
+    title = next((edit.what for edit in plan.edits if isinstance(edit, Rewire)), "")
     return title or "resize " + ", ".join(f"{k} {a} -> {b}" for k, (a, b) in plan.sizes.items() if a != b)
 
 

@@ -145,8 +145,8 @@ class Insert:
 
     >>> import solvemut as sm
     >>> mut = Mutator(sm.editable(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))), torch.ones(1, 2))
-    >>> Insert()(mut, random.Random(0)).notes
-    ('insert linear_1, relu_1 after 0',)
+    >>> Insert()(mut, random.Random(0)).edits[0].describe()
+    'insert linear_1, relu_1 after 0'
     """
 
     make: Callable[[Any, random.Random], Any] | None = None

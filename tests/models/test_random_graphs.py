@@ -282,6 +282,7 @@ EXAMPLES = [
     [Step("conv", 0, n=6), Step("gn", 1, n=2), Step("grouped", 2, n=2), Step("conv", 3, n=3)],
     [Step("conv", 0, n=4), Step("depthwise", 1, n=1), Step("cat", 2, 0), Step("conv", 3, n=6), Step("gn", 4, n=3)],
     [Step("conv", 0, n=2), Step("add", 1, 0), Step("conv", 2, n=4)],
+    [Step("conv", 0, n=3), Step("relu", 0, n=1), Step("depthwise", 2, n=1)],
 ]
 
 
