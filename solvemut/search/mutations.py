@@ -22,6 +22,7 @@ from ..errors import InfeasibleError, RequestError, TimeLimitError
 from ..mutator import Mutator
 from ..requests import exactly, relaxed
 from ..surgery import Settling, cuts, graft, perform
+from ..tracing import like
 
 LOG = logging.getLogger("solvemut")
 TRIES = 3  # places that a mutation tries before it gives up
@@ -164,11 +165,11 @@ class Insert:
     def _made(self, mutator: Mutator, v: Any, rng: random.Random) -> Plan:
         made = _layers(mutator, v) if self.make is None else self.make(v, rng)
         modules = [made] if isinstance(made, nn.Module) else items(made) or []
-        like = next((p for p in mutator.model.parameters() if p.is_floating_point()), None)
+        tensor = like(mutator.model)
         for m in modules:
             m.train(mutator.model.training)
-            if like is not None:
-                m.to(like.device, like.dtype)
+            if tensor is not None:
+                m.to(tensor.device, tensor.dtype)
         return mutator.insert(after=v.name, module=modules)
 
 

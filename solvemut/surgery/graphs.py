@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,11 +14,11 @@ from ..arguments import near, shown, whole
 from ..building import Apply, Concat, Slot, Width, after, expected
 from ..errors import RequestError
 from ..graph import Graph, Vertex
+from ..tracing import like, node_name, read_by
 from . import modules as in_code
 from .operation import Changed, Operation
-from .ports import Port, layer, with_size
+from .ports import Port, layer, shape_of, with_size
 
-_LINE = re.compile(r"<eval_with_key>[^:]*:\d+: (\w+) = ")  # of the code that torch.fx generates
 CATS = (torch.cat, torch.concat, torch.concatenate)
 ADDS = {operator.add, operator.iadd, torch.add}
 SUMS = {*ADDS, operator.mul, torch.mul, operator.sub, torch.sub, operator.truediv, torch.div}
@@ -62,8 +61,8 @@ class Editor:
 
     def vertex(self, node: torch.fx.Node) -> Vertex:
         """The vertex whose output a node puts out: its own, or for a module that does nothing that of its input."""
-        while (name := self.vertex_name(node)) not in self.captured and len(self.inputs(node)) == 1:
-            (node,) = self.inputs(node)
+        while (name := self.vertex_name(node)) not in self.captured and len(read_by(node)) == 1:
+            (node,) = read_by(node)
         return self.captured[name]
 
     def vertex_name(self, node: torch.fx.Node) -> str:
@@ -88,18 +87,12 @@ class Editor:
 
     def is_sum(self, node: torch.fx.Node) -> bool:
         """Whether a node is elementwise in two inputs."""
-        return self.function(node) in SUMS and len(self.inputs(node)) == 2
+        return self.function(node) in SUMS and len(read_by(node)) == 2
 
     def function(self, node: torch.fx.Node) -> Any:
         """The function that a node calls, by itself or as a module; None where it calls a layer."""
         module = self.module(node)
         return module.function if isinstance(module, Apply) else node.target if node.op == "call_function" else None
-
-    def inputs(self, node: torch.fx.Node) -> list[torch.fx.Node]:
-        """Its inputs in order, each as often as it is read."""
-        found: list[torch.fx.Node] = []
-        torch.fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-        return found
 
     def set_inputs(self, node: torch.fx.Node, inputs: Sequence[torch.fx.Node]) -> None:
         """Other inputs for a concat."""
@@ -114,7 +107,7 @@ class Editor:
         wanted = [self.find(v, "consumers") for v in names]
         for v in wanted:
             if v not in users:
-                reads = ", ".join(map(self.name, self.inputs(v)))
+                reads = ", ".join(map(self.name, read_by(v)))
                 raise RequestError(f"{self.name(v)} does not read {self.name(node)}; it reads {reads}")
         return wanted
 
@@ -144,15 +137,13 @@ class Editor:
         if dim is None:
             raise RequestError(f"{where} has no dim of units, so nothing can be aligned with it")
         name = self.unused("port")
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        node = self.add(name, layer(shape, dim, size, like, where), source, source)
+        node = self.add(name, layer(shape, dim, size, like(self.model), where), source, source)
         self.ports.append(Port(name, **what))
         return node
 
     def value(self, vertex: Vertex) -> tuple[tuple[int, ...], int | None]:
         """The shape of what a vertex puts out, and the dim of its units."""
-        trace = self.captured.trace
-        return trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name), vertex.dim
+        return shape_of(self.captured, vertex), vertex.dim
 
     def sweep(self) -> set[str]:
         """Take out nodes that nothing reads, and what the model called or read and now does not; what it calls."""
@@ -191,8 +182,8 @@ def _names(graph: Graph) -> dict[str, str]:
     The two differ where layers run the same operation, and once a node is gone: vertices are numbered anew.
     """
     vertices = {node: v.name for v in graph.vertices for node in v.nodes}
-    lines = [(n, _LINE.match(n.source)) for n in graph.trace.nodes if not n.module and n.name in vertices]
-    return {line[1]: vertices[n.name] for n, line in lines if line}
+    named = [(node_name(n), n.name) for n in graph.trace.nodes if n.name in vertices]
+    return {name: vertices[value] for name, value in named if name is not None}
 
 
 def strip(model: nn.Module, ports: Sequence[Port]) -> None:
@@ -223,7 +214,7 @@ def insert(after_: Any, before: Any, modules: Sequence[tuple[str, nn.Module]], c
         editor = Editor(model, graph)
         if before is not None:
             target = editor.find(before, "insert")
-            if len(sources := editor.inputs(target)) != 1:
+            if len(sources := read_by(target)) != 1:
                 raise RequestError(f"{_name(before)} has {len(sources)} inputs; insert after the one that is meant")
             source, users = sources[0], [target]
         else:
@@ -268,7 +259,7 @@ def remove(target: Any, reconnect: Any) -> Operation:
         vertex = editor.vertex(node)
         if node.op == "placeholder":
             raise RequestError(f"{vertex.name} is an input of the model, which callers give; it stays")
-        inputs, users = editor.inputs(node), list(node.users)
+        inputs, users = read_by(node), list(node.users)
         kept = [] if reconnect in (None, "none") else editor.consumers(node, None if reconnect == "all" else reconnect)
         if any(u.op == "output" for u in users if u not in kept):
             raise RequestError(f"{vertex.name} is an output of the model; reconnect what it reads to it")
@@ -288,7 +279,7 @@ def _splice(
         _splice_cat(editor, vertex, node, inputs, user)
         return
     if not inputs and editor.is_sum(user):
-        others = [n for n in editor.inputs(user) if n is not node]
+        others = [n for n in read_by(user) if n is not node]
         if not others:
             raise RequestError(f"{editor.name(user)} reads nothing but {vertex.name}; remove it first")
         user.replace_all_uses_with(others[0])
@@ -310,7 +301,7 @@ def aligned(editor: Editor, source: torch.fx.Node, vertex: Vertex) -> torch.fx.N
 def _splice_cat(
     editor: Editor, vertex: Vertex, node: torch.fx.Node, inputs: list[torch.fx.Node], user: torch.fx.Node
 ) -> None:
-    slots = editor.inputs(user)
+    slots = read_by(user)
     sizes = sum(editor.vertex(n).nout for n in inputs)
     if inputs and sizes != vertex.nout:
         if len(inputs) > 1:
@@ -325,7 +316,7 @@ def _splice_cat(
 
 def _cut(editor: Editor, cat: torch.fx.Node, k: int) -> None:
     """Take one input out of a concat; those that read it lose just the positions that it had."""
-    slots = editor.inputs(cat)
+    slots = read_by(cat)
     if len(slots) < 2:
         raise RequestError(f"{editor.name(cat)} reads nothing else; remove it instead")
     vertex = editor.vertex(cat)
@@ -363,7 +354,7 @@ def connect(source: Any, target: Any, position: int | None, merge: str) -> Opera
 
 
 def _join(editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, cat: torch.fx.Node, position: int | None) -> None:
-    slots = editor.inputs(cat)
+    slots = read_by(cat)
     k = len(slots) if position is None else whole(position, f"position={shown(position)}")
     if not -len(slots) <= k <= len(slots):
         raise RequestError(f"position={k}: {b.name} has {len(slots)} inputs")
@@ -381,7 +372,7 @@ def _add_term(
     editor: Editor, a: Vertex, new: torch.fx.Node, b: Vertex, node: torch.fx.Node, position: int | None
 ) -> None:
     """One more term: behind the node, or added to the first of its inputs where it is to come before the second."""
-    slots = editor.inputs(node)
+    slots = read_by(node)
     k = len(slots) if position is None else whole(position, f"position={shown(position)}")
     if not -len(slots) <= k <= len(slots):
         raise RequestError(f"position={k}: {b.name} has {len(slots)} inputs")
@@ -405,7 +396,7 @@ def _add_term(
 def _merge_before(
     editor: Editor, a: Vertex, new: torch.fx.Node, node: torch.fx.Node, position: int | None, merge: str
 ) -> None:
-    inputs = editor.inputs(node)
+    inputs = read_by(node)
     if len(inputs) != 1:
         raise RequestError(
             f"{editor.name(node)} has {len(inputs)} inputs and is no add or concat; connect to one of those"
@@ -435,13 +426,13 @@ def disconnect(source: Any, target: Any, nr: int) -> Operation:
         old, node = editor.find(source, "disconnect"), editor.find(target, "disconnect")
         a, b = editor.vertex(old), editor.vertex(node)
         editor.alters.append(f"an input went: {a.name}")
-        places = [k for k, n in enumerate(editor.inputs(node)) if n is old]
+        places = [k for k, n in enumerate(read_by(node)) if n is old]
         if not 0 <= nr < len(places):
             raise RequestError(f"nr={nr}: {b.name} reads {a.name} {len(places)} times")
         if editor.is_cat(node):
             _cut(editor, node, places[nr])
         elif editor.is_sum(node):
-            other = editor.inputs(node)[1 - places[nr]]
+            other = read_by(node)[1 - places[nr]]
             node.replace_all_uses_with(other)
         else:
             raise RequestError(f"{b.name} is no add or concat: without {a.name} it would read nothing; remove it")

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..arguments import shown
 from ..building import Width, after, expected
 from ..errors import RequestError
 from ..graph import Graph, Vertex
+from ..tracing import like
 from .operation import Changed
-from .ports import Port, layer, with_size
+from .ports import Port, layer, shape_of, with_size
 
 ADVICE = "make a graph of it with sm.editable(model, args), or write it with sm.Builder; there every edge can change"
 
@@ -65,7 +65,7 @@ def insert(
     source = vertex if not before else graph.inputs(vertex)[0] if len(graph.inputs(vertex)) == 1 else None
     if source is None:
         raise RequestError(f"{vertex.name} has {len(graph.inputs(vertex))} inputs; insert after the one that is meant")
-    shape, dim = _value(graph, source), source.dim
+    shape, dim = shape_of(graph, source), source.dim
     ports: list[Port] = []
     width, chain = Width(source.nout, dim), list[nn.Module]()
     for name, module in modules:
@@ -94,7 +94,7 @@ def remove(model: nn.Module, graph: Graph, target: Any, reconnect: Any) -> Chang
     name = vertex.name.partition("#")[0]
     place: nn.Module = nn.Identity()
     if sources[0].nout != vertex.nout:
-        place = layer(_value(graph, sources[0]), int(sources[0].dim or 0), vertex.nout, _like(model), vertex.name)
+        place = layer(shape_of(graph, sources[0]), int(sources[0].dim or 0), vertex.nout, like(model), vertex.name)
         ports.append(Port(name, vertex.name))
     hung = [hook for hook in _hooks(model) if any(m is gone for m in hook.modules)]
     for hook in hung:
@@ -135,18 +135,10 @@ def _called(model: nn.Module, graph: Graph, target: Any) -> tuple[Vertex, nn.Mod
     return vertex, model.get_submodule(vertex.name.partition("#")[0])
 
 
-def _value(graph: Graph, vertex: Vertex) -> tuple[int, ...]:
-    return graph.trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name)
-
-
-def _like(model: nn.Module) -> torch.Tensor | None:
-    return next((p for p in model.parameters() if p.is_floating_point()), None)
-
-
 def _port(
     model: nn.Module, ports: list[Port], shape: Sequence[int], dim: int | None, size: int | None, where: str
 ) -> nn.Module:
-    made = layer(shape, int(dim or 0), int(size or 0), _like(model), where)
+    made = layer(shape, int(dim or 0), int(size or 0), like(model), where)
     name = next(n for k in range(len(ports) + 1000) if not hasattr(model, n := f"port_{k}"))
     model.add_module(name, made)
     ports.append(Port(name, where))

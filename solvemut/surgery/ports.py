@@ -16,7 +16,7 @@ from torch import nn
 from ..compile import Unless
 from ..errors import RequestError
 from ..flow import Extent
-from ..graph import Graph
+from ..graph import Graph, Vertex
 from ..requests import Affine
 from ..resizing import Alignment
 
@@ -93,6 +93,11 @@ def requests(graph: Graph, ports: Sequence[Port]) -> Alignment:
             asked.allowed[unit] = port.new
             asked.before |= {unit} if port.at == 0 else set()
     return asked
+
+
+def shape_of(graph: Graph, vertex: Vertex) -> tuple[int, ...]:
+    """The shape of what a vertex puts out."""
+    return graph.trace.shape(vertex.nodes[-1] if vertex.nodes else vertex.name)
 
 
 def with_size(shape: Sequence[int], dim: int | None, size: int | None) -> tuple[int, ...]:

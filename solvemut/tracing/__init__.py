@@ -2,7 +2,7 @@
 
 from .examples import MODES, Example, check_methods, check_modes, examples_of, from_text, to_text
 from .export import calls_agree, fake_run, trace_example, trace_examples, trace_module
-from .modules import repeats
+from .modules import like, repeats
 from .parts import node_name, parts_agree, read_by, seen
 from .splice import spliced
 from .wrappers import forget_compiled, is_compiled, unwrapped
@@ -18,6 +18,7 @@ __all__ = [
     "forget_compiled",
     "from_text",
     "is_compiled",
+    "like",
     "node_name",
     "parts_agree",
     "read_by",

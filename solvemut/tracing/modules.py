@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..rules import OPS, Repeat
@@ -33,6 +34,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 held = attributes[name]
                 held.clear()
                 held.extend(content) if isinstance(held, list) else held.update(content)
+
+
+def like(model: nn.Module) -> torch.Tensor | None:
+    """A tensor on the device and in the dtype in which a model calculates: its first parameter of floats, if any."""
+    return next((p for p in model.parameters() if p.is_floating_point()), None)
+
+
+def zeros(model: nn.Module, shapes: Iterable[Sequence[int]]) -> tuple[torch.Tensor, ...]:
+    """Inputs of some shapes for a layer of the model, on its device and in its dtype."""
+    tensor = like(model)
+    device, dtype = (None, None) if tensor is None else (tensor.device, tensor.dtype)
+    return tuple(torch.zeros(tuple(s), dtype=dtype, device=device) for s in shapes)
 
 
 # -- sizes that torch's own layers repeat ------------------------------------------------------------------------------

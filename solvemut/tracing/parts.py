@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..trace import Node, Trace
+from .modules import zeros
 
 _LINE = re.compile(r"<eval_with_key>[^:]*:\d+: (\w+) = ")  # of the code that torch.fx generates
 _HOMES = ("_operator", "torch", "torch.nn.functional", "torch._C._nn")
@@ -192,12 +193,11 @@ def _runs(model: torch.fx.GraphModule, node: torch.fx.Node, part: Part, after: T
     module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     if not _is_known(module if module is not None else node.target):
         return False
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = () if module is None else (*module.named_parameters(), *module.named_buffers())
     fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors}
     with mode, torch.no_grad():
-        given = [torch.empty(after.shape(v), dtype=like.dtype, device=like.device) for v in part.inputs]
+        given = zeros(model, (after.shape(v) for v in part.inputs))
         run = None if module is None else partial(torch.func.functional_call, module, fake)
         try:
             out = called(node, given, run)

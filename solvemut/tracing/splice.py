@@ -17,6 +17,7 @@ from torch import nn
 
 from ..trace import Guard, Node, Param, Ref, Size, Trace, renamed_guard, renamed_node, renamed_size
 from .export import trace_module
+from .modules import zeros
 from .parts import CALLS, Part, called, form, parts_of, read_by
 
 _NUMBERED = re.compile(r"_\d+$")
@@ -95,9 +96,8 @@ class _Splice:
         """The operations of a layer that came, or reads something else, captured on zeros of the shapes it reads."""
         if node.op not in CALLS or self._shares(node):
             return None
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         try:
-            given = tuple(torch.zeros(self.shapes[v], dtype=like.dtype, device=like.device) for v in read)
+            given = zeros(self.model, (self.shapes[v] for v in read))
             found = trace_module(_Alone(self.model, node), given)
         except Exception:
             return None

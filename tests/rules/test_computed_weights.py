@@ -39,6 +39,14 @@ def kept(plan: Any, name: str, dim: int, size: int) -> list[int]:
 # -- the small network, rebuilt ----------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def rebuilt(model: Any, weight: Callable[..., torch.Tensor], a: list[int], b: list[int]) -> torch.Tensor:
+    """What the network of the units left gives, by weights that `weight` computes for rows and columns of a layer."""
+    h = torch.relu(X @ weight(model[0], a, list(range(5))).T + model[0].bias[a])
+    h = torch.tanh(h @ weight(model[2], b, a).T + model[2].bias[b])
+    return h @ model[4].weight[:, b].T + model[4].bias
+
+
 @pytest.mark.parametrize("dim", [0, 1, None])
 def test_weight_norm_against_a_rebuilt_network(dim):
     """The direction of what stays is that of its own part, its length the one it had."""
@@ -54,13 +62,9 @@ def test_weight_norm_against_a_rebuilt_network(dim):
         length = v.square().sum() if dim is None else v.square().sum(1 - dim, keepdim=True)
         return g * v / length.sqrt()
 
-    with torch.no_grad():
-        h = torch.relu(X @ weight(model[0], a, list(range(5))).T + model[0].bias[a])
-        h = torch.tanh(h @ weight(model[2], b, a).T + model[2].bias[b])
-        wanted = h @ model[4].weight[:, b].T + model[4].bias
     after = copy.deepcopy(model)
     plan.apply(after)
-    assert_same(outputs(after, (X,)), [wanted])
+    assert_same(outputs(after, (X,)), [rebuilt(model, weight, a, b)])
     assert any("the norm of a weight is that of the part that stays" in note for note in plan.notes)
     assert (after[0].out_features, after[2].in_features, after[2].out_features) == (len(a), len(a), len(b))
 
@@ -87,13 +91,9 @@ def test_spectral_norm_against_a_rebuilt_network():
         w, norm = layer.parametrizations.weight.original[rows][:, columns], layer.parametrizations.weight[0]
         return w / (norm._u[rows] @ w @ norm._v[columns])
 
-    with torch.no_grad():
-        h = torch.relu(X @ weight(model[0], a, list(range(5))).T + model[0].bias[a])
-        h = torch.tanh(h @ weight(model[2], b, a).T + model[2].bias[b])
-        wanted = h @ model[4].weight[:, b].T + model[4].bias
     after = copy.deepcopy(model)
     plan.apply(after)
-    assert_same(outputs(after, (X,)), [wanted])
+    assert_same(outputs(after, (X,)), [rebuilt(model, weight, a, b)])
     assert any("runs over the units that stay" in note for note in plan.notes)
     norm = after[2].parametrizations.weight[0]
     assert (norm._u.shape, norm._v.shape) == ((len(b),), (len(a),)) and len(a) + len(b) < 16

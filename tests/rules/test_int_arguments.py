@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,13 +35,7 @@ PRUNED: dict[str, int] = Counter()  # operation -> plans that were applied and h
 RAN: set[str] = set()
 
 
-@pytest.fixture(autouse=True)
-def exact() -> Iterator[None]:
-    """What a forward creates is as exact as the rest."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("exact")  # what a forward creates is as exact as the rest
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import nets_recurrent  # noqa: F401  (enters its networks in the table)
@@ -22,13 +21,7 @@ import solvemut as sm
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
-@pytest.fixture(autouse=True)
-def exact() -> Iterator[None]:
-    """States that a layer makes are as exact as the rest."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("exact")  # what a forward creates is as exact as the rest
 
 
 class Net(nn.Module):
