@@ -4,6 +4,7 @@ from .examples import MODES, Example, check_methods, check_modes, examples_of, f
 from .export import calls_agree, fake_run, trace_example, trace_examples, trace_module
 from .modules import like, repeats
 from .parts import node_name, parts_agree, read_by, seen
+from .recording import python_functions_open
 from .splice import spliced
 from .wrappers import forget_compiled, is_compiled, unwrapped
 
@@ -21,6 +22,7 @@ __all__ = [
     "like",
     "node_name",
     "parts_agree",
+    "python_functions_open",
     "read_by",
     "repeats",
     "seen",

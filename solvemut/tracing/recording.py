@@ -289,7 +289,11 @@ def _title(func: Any) -> str:
     return f"{func.__self__.__name__}.{name}" if name in ("__get__", "__set__") else name
 
 
-def python_functions_open() -> contextlib.AbstractContextManager[None]:
+_open_in: dict[int, int] = {}  # thread -> how often it opened the functions
+
+
+@contextlib.contextmanager
+def python_functions_open() -> Iterator[None]:
     """Let functions of torch.nn.functional that are written in Python run their bodies under a function mode.
 
     They would otherwise hand themselves to the mode as one call, and the sizes used within would stay unseen. Other
@@ -299,6 +303,14 @@ def python_functions_open() -> contextlib.AbstractContextManager[None]:
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
     def opened(f: Callable[..., bool]) -> Callable[..., bool]:
-        return lambda *args: False if threading.get_ident() == thread else f(*args)
+        return lambda *args: False if threading.get_ident() in _open_in else f(*args)
 
-    return replaced(torch.nn.functional, names, opened)
+    patch = contextlib.nullcontext() if _open_in else replaced(torch.nn.functional, names, opened)
+    with patch:
+        _open_in[thread] = _open_in.get(thread, 0) + 1
+        try:
+            yield
+        finally:
+            _open_in[thread] -= 1
+            if not _open_in[thread]:
+                del _open_in[thread]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from ..arguments import shown
+from .. import batches as runs
 from ..errors import ValuesError
 from ..graph import Graph, Vertex
 from ..interrupts import deferred
@@ -48,7 +46,7 @@ def _taylor(model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callab
         nonlocal total
         total = total + over_slices(model, graph, contribution, np.abs)
 
-    _each_batch(model, batches, loss, add)
+    runs.each(model, batches, loss, add)
     return np.asarray(total)
 
 
@@ -60,10 +58,9 @@ def _of_data(
     normalize: str | None,
 ) -> Metric:
     """A metric that runs a loss over batches."""
-    if not callable(loss):
-        raise ValuesError(f"{name}: loss is a function of output and target, or of model and batch, not {shown(loss)}")
-    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
-        raise ValuesError(f"{name}: batches are a list or a loader of batches, not {shown(batches)}")
+    if loss is None:
+        raise ValuesError(f"{name}: give a loss, a function of output and target, or of model and batch")
+    runs.check(name, batches, loss)
     return Metric(name, partial(score, batches=batches, loss=loss), normalize)
 
 
@@ -74,101 +71,6 @@ def activation(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normal
     activation is the output of every module that makes the unit.
     """
     return _of_data("activation(batches, loss)", _activation_scores, batches, loss, normalize)
-
-
-def _kept_state(model: nn.Module) -> Callable[[], None]:
-    """A function that gives back .grad, requires_grad, buffers and modes as they are now."""
-    grads = [(p, p.grad) for p in model.parameters()]
-    needs = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    training = [(m, m.training) for m in model.modules()]
-
-    def give_back() -> None:
-        for p, g in grads:
-            p.grad = g
-        for p, need in needs:
-            p.requires_grad_(need)
-        with torch.no_grad():
-            for b, saved in buffers:
-                b.copy_(saved)
-        for m, mode in training:
-            m.training = mode
-
-    return give_back
-
-
-def _value_of(loss: Callable[..., torch.Tensor], model: nn.Module, batch: Any) -> torch.Tensor:
-    """The loss on a batch, in whichever of the two ways it wants to be called."""
-    try:
-        names = list(inspect.signature(loss).parameters)
-    except (TypeError, ValueError):
-        names = []
-    if names and names[0] in ("model", "net", "network", "module", "m"):
-        return loss(model, batch)
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return loss(model(*batch[:-1]), batch[-1])
-    if len(names) == 1:
-        return loss(model(batch))
-    raise ValuesError(
-        "the batches are no (input, target) pairs; give loss(model, batch), its first parameter called `model`"
-    )
-
-
-_runs = 0  # of metrics, at this moment
-
-
-def measuring() -> bool:
-    """Whether a metric is running a model: that is no training, so whoever tracks that model looks away."""
-    return _runs > 0
-
-
-def _each_batch(
-    model: nn.Module, batches: Iterable[Any], loss: Callable[..., torch.Tensor], use: Callable[[], None]
-) -> int:
-    """Run the loss and its gradients batch by batch, `use` after each, and leave the model as it was; how many."""
-    global _runs
-    n = 0
-    grad = torch.is_grad_enabled()
-    with deferred() as interrupts:
-        give_back = _kept_state(model)
-        _runs += 1
-        try:
-            model.eval()
-            for p in model.parameters():
-                p.requires_grad_(p.is_floating_point())
-            with torch.random.fork_rng(), torch.enable_grad(), interrupts.allowed():
-                for n, batch in enumerate(batches, 1):
-                    _backward(model, _plain(batch), loss, n)
-                    use()
-        finally:
-            _runs -= 1
-            give_back()
-            torch.set_grad_enabled(grad)
-    if n == 0:
-        raise ValuesError("the data iterator gave no batch: an iterator that was used up, or an empty loader?")
-    return n
-
-
-def _plain(batch: Any) -> Any:
-    """Tensors made in inference mode cannot be part of a backward pass; their copies can."""
-    if not any(map(_is_inference, pytree.tree_leaves(batch))):
-        return batch
-    return pytree.tree_map(lambda x: x.clone() if _is_inference(x) else x, batch)
-
-
-def _is_inference(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.is_inference()
-
-
-def _backward(model: nn.Module, batch: Any, loss: Callable[..., torch.Tensor], n: int) -> None:
-    for p in model.parameters():
-        p.grad = None
-    found = _value_of(loss, model, batch)
-    if not isinstance(found, torch.Tensor) or found.numel() != 1:
-        raise ValuesError("the loss must return a scalar tensor")
-    if not torch.isfinite(found):
-        raise ValuesError(f"the loss on batch {n} is {float(found.detach())}")
-    found.backward()
 
 
 def makers(model: nn.Module, graph: Graph) -> dict[str, tuple[Vertex, int]]:
@@ -232,7 +134,7 @@ def _activation_scores(
         try:
             for name in places:
                 handles.append(modules[name].register_forward_hook(record(name)))
-            n = _each_batch(model, batches, loss, add)
+            n = runs.each(model, batches, loss, add)
         finally:
             for h in handles:
                 h.remove()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..arguments import flag, real, shown, whole
+from ..batches import measuring
 from ..coupling import couple
 from ..errors import ValuesError
 from ..flow import FIXED
@@ -21,7 +22,7 @@ from ..interrupts import deferred
 from ..plan import PlanRecord
 from ..report import one_line
 from ..tracing import MODES, examples_of, is_compiled, to_text, trace_examples, unwrapped
-from .data import measuring, position_means
+from .data import position_means
 from .metric import Metric
 from .places import EPS, check, followed, places_of, units_at
 from .weights import slice_sums, wide

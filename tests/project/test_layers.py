@@ -32,7 +32,9 @@ LAYERS: dict[str, set[str]] = {
     "edits": {"trace"},
     "plan": {"edits", "graph"},
     "tracing": {"rules"},
-    "values": {"interrupts", "plan", "tracing"},
+    "batches": {"arguments", "interrupts"},
+    "calls": {"tracing"},
+    "values": {"batches", "calls", "compile", "plan"},
     "building": {"arguments", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
@@ -43,7 +45,20 @@ LAYERS: dict[str, set[str]] = {
     "search": {"mutator", "surgery"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
-TORCH = {"tracing", "building", "values", "apply", "problem", "resizing", "surgery", "kernels", "lazy", *FACADES}
+TORCH = {
+    "tracing",
+    "building",
+    "batches",
+    "calls",
+    "values",
+    "apply",
+    "problem",
+    "resizing",
+    "surgery",
+    "kernels",
+    "lazy",
+    *FACADES,
+}
 TORCH |= {"search"}
 ORTOOLS = {"solver", "program"}
 

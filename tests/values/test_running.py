@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from tracked import MODES, ORACLE, backward, batch_of, feed, linear_to_mean, loss, mlp, on_batch, placed
 
 import solvemut as sm
-from solvemut.values import data, unit_values
+from solvemut import batches
+from solvemut.values import unit_values
 from solvemut.values.places import EPS
 
 # -- the same as the metrics of batches --------------------------------------------------------------------------------
@@ -396,9 +397,9 @@ def test_data_metrics_say_that_they_run():
     seen = []
 
     def told(model: nn.Module, batch: Any) -> torch.Tensor:
-        seen.append(data.measuring())
+        seen.append(batches.measuring())
         return loss(model, batch)
 
     model, x = mlp(), batch_of()
     unit_values(sm.values.taylor([(x,)], told), model, sm.capture(model, x))
-    assert seen == [True] and not data.measuring()
+    assert seen == [True] and not batches.measuring()
