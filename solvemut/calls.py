@@ -127,7 +127,7 @@ def _addmm(watch: _Watch, args: Any, kwargs: Any) -> LayerCall | None:
 
 def _matmul(watch: _Watch, args: Any, kwargs: Any) -> LayerCall | None:
     a = _given("input other", args, kwargs)
-    other = a.get("other", a.get("mat2"))
+    other: Any = a.get("other", a.get("mat2"))
     name = watch.name(other)
     if not name or other.ndim != 2 or a["input"].ndim < 2:
         return None
@@ -208,7 +208,7 @@ def _norm(names: str, axis: int | None) -> Callable[[_Watch, Any, Any], LayerCal
 def _embedding(watch: _Watch, args: Any, kwargs: Any) -> LayerCall | None:
     a = _given("weight indices", args, kwargs)
     name = watch.name(a["weight"])
-    at = a.get("indices", a.get("input"))
+    at: Any = a.get("indices", a.get("input"))
     return LayerCall(EMBEDDING, name, "", watch.count[name], at, -1, out_dim=1) if name else None
 
 
@@ -280,7 +280,8 @@ def _spread(call: LayerCall, x: torch.Tensor) -> torch.Tensor:
         return x
     sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], call.stride, strict=True)]
     found = x.new_zeros(*x.shape[:2], *sizes)
-    found[(..., *(slice(None, None, s) for s in call.stride))] = x
+    every: tuple[Any, ...] = (slice(None), slice(None), *(slice(None, None, s) for s in call.stride))
+    found[every] = x
     return found
 
 

@@ -23,7 +23,7 @@ from .program import Progress, Solution
 from .progress import Reporter
 from .report import one_line
 from .requests import Budget, Cost, Request, flat, owners
-from .values import Metric, Values, magnitude, unit_values
+from .values import Metric, Values, retention, worth_of
 
 INTERRUPTS = ("raise", "return")
 
@@ -166,7 +166,7 @@ class Problem:
         return self._plan(solution, times, compiled, time.perf_counter() - start), solution.interrupted
 
     def _worth(self) -> Worth:
-        return Worth(unit_values(self.values, self.graph.model, self.graph))
+        return worth_of(retention() if self.values is None else self.values, self.graph.model, self.graph)
 
     def _question(self, worth: Worth, join_requests: bool) -> Question:
         return Question(self.requests, self.multiple, self.frozen, join_requests, slots=self.slots)
@@ -274,5 +274,5 @@ def check_fresh(graph: Graph) -> None:
 
 def _values_name(values: Values) -> str:
     if values is None:
-        return magnitude().name
+        return retention().name
     return values.name if isinstance(values, Metric) else "given by the caller"

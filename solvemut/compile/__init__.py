@@ -91,6 +91,8 @@ def _with_new(worth: Worth, choices: Choices) -> Worth:
     for block in choices.partition.blocks:
         for units in block.families:
             new[units] = np.asarray(worth.value, dtype=float)[units].min()
+    for curve in worth.curves:
+        new[curve.units] = max(0.0, float(curve.steps()[-1])) if len(curve.units) else 0.0
     return replace(worth, new=new)
 
 

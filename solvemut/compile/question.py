@@ -32,6 +32,19 @@ class Curve:
         if np.isneginf(np.asarray(self.worth[-1], dtype=float)):
             raise ValuesError("a curve allows keeping all of its units")
 
+    def steps(self) -> np.ndarray:
+        """What each unit adds to those before it; where there is no number, as much as all others together.
+
+        >>> Curve(np.array([3, 1, 2]), np.array([-np.inf, 0, 3, 5])).steps().tolist()
+        [5.0, 3.0, 2.0]
+        """
+        worth = np.asarray(self.worth, dtype=float)
+        with np.errstate(invalid="ignore"):
+            found = np.diff(worth)
+        finite = worth[np.isfinite(worth)]
+        found[~np.isfinite(found)] = finite.max() - finite.min()
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Worth:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,18 +46,18 @@ class Statement:
     # -- what it is worth ------------------------------------------------------------------------------------------
 
     def _values(self) -> None:
-        direct = {id(b): c for c in self.worth.curves if (b := self._only_block(c)) is not None}
-        loose = {int(u) for c in self.worth.curves if c not in direct.values() for u in c.units.tolist()}
         value = np.array(self.worth.value, dtype=float)
-        value[list(loose)] = 0  # a width of its own counts them
+        for curve in self.worth.curves:
+            value[curve.units] = 0  # its table counts them
+        tables, beyond = self._curves()
         flat = False
-        for choice in self.layout.choices:
-            worth = sum(self._block_worth(choice, j, value, direct) for j in range(len(choice.blocks)))
-            worth = self._allowed(choice, np.asarray(worth))
+        for k, choice in enumerate(self.layout.choices):
+            worth = sum(self._block_worth(choice, j, value) for j in range(len(choice.blocks)))
+            worth = self._allowed(choice, np.asarray(worth) + tables.get(k, 0.0))
             choice.width = self.program.width(choice.name, self._levels(choice))
             self.program.value(worth, choice.width, stage=self.stage)
             flat |= len(np.unique(worth)) < len(worth)
-        for curve in (c for c in self.worth.curves if c not in direct.values()):
+        for curve in beyond:
             self._curve(curve)
         stage = self.stage
         if self.worth.second is not None:
@@ -67,6 +68,22 @@ class Statement:
             for choice in self.layout.choices:
                 self.program.value(-np.abs(choice.counts() - choice.now), choice.width, stage=stage + 1)
 
+    def _curves(self) -> tuple[dict[int, np.ndarray], list[Curve]]:
+        """By choice the worth of its levels in curves over units of that choice alone; the curves over several."""
+        tables: dict[int, np.ndarray] = {}
+        beyond = []
+        for curve in self.worth.curves:
+            constant, vectors = self.layout.linear([(ClassExtent(curve.units), 1)])
+            if len(vectors) > 1:
+                beyond.append(curve)
+            elif vectors:
+                ((k, v),) = vectors.items()
+                left = np.array([int(x) for x in (v + constant).tolist()])
+                tables[k] = tables.get(k, 0.0) + _worth_of(curve, int(left.max()))[left]
+            else:
+                self.program.value(float(curve.worth[int(constant)]), stage=self.stage)
+        return tables, beyond
+
     def _second_worth(self, choice: Choice) -> np.ndarray:
         """By level what `second` says of the units that stay."""
         order, second = self.worth.order, np.asarray(self.worth.second, dtype=float)
@@ -75,20 +92,21 @@ class Statement:
         ]
         return np.asarray(sum(found[choice.picks[:, j]] for j, found in enumerate(of_block)))
 
-    def _block_worth(self, choice: Choice, j: int, value: np.ndarray, direct: dict[int, Curve]) -> np.ndarray:
+    def _block_worth(self, choice: Choice, j: int, value: np.ndarray) -> np.ndarray:
         block = choice.blocks[j]
-        if (curve := direct.get(id(block))) is None:
-            worth = block_value(block, value, self.worth.new)
-        else:
-            left = block.counts() + len(curve.units) - block.now
-            worth = self._beyond(curve, int(left.max()))[left]
-        return worth[choice.picks[:, j]]
+        units = np.concatenate([f.reshape(-1) for f in block.families])
+        if not np.isin(units, self._in_curves).any() or not value[units].any():
+            return block_value(block, value, self.worth.new)[choice.picks[:, j]]
+        order, found = self.worth.order, []  # a curve says which of them stay, whatever the others are worth
+        for level in block.levels:
+            kept, new = best_units(block, level, order)
+            more = 0.0 if self.worth.new is None else sum(len(c) * self.worth.new[u] for u, c in new.items())
+            found.append(float(value[kept].sum()) + more)
+        return np.array(found)[choice.picks[:, j]]
 
-    def _beyond(self, curve: Curve, most: int) -> np.ndarray:
-        """The worth in a curve, for more units than there are as well."""
-        worth, n = np.asarray(curve.worth, dtype=float), len(curve.units)
-        new = 0.0 if self.worth.new is None else float(self.worth.new[curve.units].min(initial=np.inf))
-        return np.concatenate([worth, worth[-1] + new * np.arange(1, max(0, most - n) + 1)])
+    @cached_property
+    def _in_curves(self) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype=int), *(c.units for c in self.worth.curves)])
 
     def _allowed(self, choice: Choice, worth: np.ndarray) -> np.ndarray:
         """Levels of worth -inf are none."""
@@ -102,19 +120,11 @@ class Statement:
         plain = len(choice.blocks) == 1 and choice.blocks[0].rows == 1
         return choice.blocks[0].levels[choice.picks[:, 0], 1].tolist() if plain else range(len(choice.picks))
 
-    def _only_block(self, curve: Curve) -> Any:
-        """The block that holds all the free units of a curve and nothing else, if there is one without rows."""
-        free = curve.units[~self.layout.frozen[curve.units]]
-        homes = {id(b): b for u in free.tolist() for b in [self.layout.partition.home[u][0]]}
-        block = next(iter(homes.values())) if len(homes) == 1 else None
-        plain = block is not None and block.rows == len(block.families) == 1
-        return block if plain and block is not None and block.families[0].size == len(free) else None
-
     def _curve(self, curve: Curve) -> None:
         """A curve over several blocks: the number of its units that stay is a width of its own."""
         extent = ClassExtent(curve.units)
         constant, vectors = self.layout.linear([(extent, 1)])
-        worth = self._beyond(curve, int(constant + sum(max(v) for v in vectors.values())))
+        worth = _worth_of(curve, int(constant + sum(max(v) for v in vectors.values())))
         width = self.size_width(extent, f"kept of {len(curve.units)} units", np.isfinite(worth))
         self.program.value(worth[list(width.levels)], width, stage=self.stage)
 
@@ -271,6 +281,12 @@ class Statement:
         if switch not in self.switches:
             self.switches[switch] = self.program.switch(switch.name)
         return self.switches[switch]
+
+
+def _worth_of(curve: Curve, most: int) -> np.ndarray:
+    """The worth in a curve by number of units; the blocks count those that come beyond."""
+    worth = np.asarray(curve.worth, dtype=float)
+    return np.concatenate([worth, np.full(max(0, most - len(curve.units)), worth[-1])])
 
 
 def reduced(factors: list[Linear]) -> list[Linear] | None:

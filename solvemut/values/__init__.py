@@ -1,22 +1,28 @@
-"""Values: what units are worth, as one number per unit."""
+"""Values: what units are worth, as one number per unit or as a curve over how many stay."""
 
+from ..compile import Curve, Worth
 from .data import activation, taylor
 from .metric import Metric, Values
 from .running import Tracker, track
-from .units import unit_values
+from .shares import retention
+from .units import unit_values, worth_of
 from .weights import bn_scale, constant, magnitude, over_slices, random
 
 __all__ = [
+    "Curve",
     "Metric",
     "Tracker",
     "Values",
+    "Worth",
     "activation",
     "bn_scale",
     "constant",
     "magnitude",
     "over_slices",
     "random",
+    "retention",
     "taylor",
     "track",
     "unit_values",
+    "worth_of",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..arguments import one_of
+from ..compile import Worth
 from ..errors import ValuesError
 from ..graph import Graph, Vertex
 
@@ -18,11 +21,17 @@ NORMALISE = ("mean", "max", "sum", "l2", None)
 
 @dataclass(frozen=True)
 class Metric:
-    """A named way to value units: `score(model, graph)` gives one number per unit class."""
+    """A named way to value units: `score(model, graph)` gives one number per unit class, or a `Worth` with curves.
+
+    With `keeps` what was found is kept for as long as the weights stay as they are, so that several budgets cost one
+    evaluation.
+    """
 
     name: str
-    score: Callable[[nn.Module, Graph], np.ndarray]
+    score: Callable[[nn.Module, Graph], np.ndarray | Worth]
     normalize: str | None = None
+    keeps: bool = False
+    memo: dict[str, Worth] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         one_of(self.normalize, "normalize", NORMALISE, ValuesError)
@@ -31,3 +40,16 @@ class Metric:
 
 
 Values = Metric | Mapping[str, Any] | Callable[[Vertex], Any] | None
+
+
+def checksum(model: nn.Module, graph: Graph) -> str:
+    """Tells apart the weights, and the units, that values were found for."""
+    found = hashlib.blake2b(digest_size=16)
+    found.update(graph.coupling.unit_of.astype(np.int64).tobytes())
+    found.update(np.packbits(graph.coupling.frozen).tobytes())
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        found.update(f"{name} {tuple(t.shape)} {t.dtype};".encode())
+        if not t.is_meta:
+            t = t.detach().to_dense() if t.layout is not torch.strided else t.detach()
+            found.update(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

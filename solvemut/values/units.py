@@ -1,8 +1,9 @@
-"""One number per unit, from whatever the caller gave."""
+"""What units are worth, from whatever the caller gave."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,36 @@ import torch
 from torch import nn
 
 from ..arguments import shown, takes_one
+from ..compile import Curve, Worth
 from ..coupling import Coupling
 from ..errors import ValuesError
 from ..flow import FIXED
 from ..graph import Graph, Vertex
 from .data import activation, taylor
-from .metric import Metric, Values
+from .metric import Metric, Values, checksum
 from .running import track
 from .weights import bn_scale, constant, magnitude, random, wide
 
 
 def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
-    """One finite number per unit class. Raises ValuesError, with the vertex, where there is none."""
+    """One finite number per unit class. Raises ValuesError, with the vertex, where there is none.
+
+    Where the worth is a curve, a unit counts what it adds to those that stay before it.
+    """
+    worth = worth_of(values, model, graph)
+    found = np.array(worth.value, dtype=float)
+    for curve in worth.curves:
+        found[curve.units] = curve.steps()
+    return found
+
+
+def worth_of(values: Values, model: nn.Module, graph: Graph) -> Worth:
+    """What units are worth: numbers, and curves where a metric has such. Raises ValuesError as `unit_values` does."""
     if values is None:
         values = magnitude()
     if isinstance(values, Metric):
-        with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
-            found = normalised(_scores(values, model, graph), graph.coupling, values.normalize)
-    elif isinstance(values, Mapping):
+        return _of_metric(values, model, graph)
+    if isinstance(values, Mapping):
         by_name = {_named(graph, k): v for k, v in values.items()}
         found = _from_vertices(graph, by_name, f"values of {len(values)} vertices")
     elif callable(values):
@@ -36,7 +49,33 @@ def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
     else:
         raise ValuesError(f"values={shown(values)}: give a metric of solvemut.values, a dict by vertex, or a callable")
     _check_finite(graph, found)
-    return found
+    return Worth(found)
+
+
+def _of_metric(metric: Metric, model: nn.Module, graph: Graph) -> Worth:
+    key = checksum(model, graph) if metric.keeps else ""
+    if key and (known := metric.memo.get(key)) is not None:
+        return known
+    with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
+        found = metric.score(model, graph)
+    curves = found.curves if isinstance(found, Worth) else ()
+    numbers = _scores(metric, found.value if isinstance(found, Worth) else found, graph)
+    numbers = normalised(numbers, graph.coupling, metric.normalize)
+    _check_finite(graph, numbers)
+    worth = replace(found, value=numbers) if isinstance(found, Worth) else Worth(numbers)
+    for curve in curves:
+        _check_curve(metric, curve, graph)
+    if key:
+        metric.memo[key] = worth
+    return worth
+
+
+def _check_curve(metric: Metric, curve: Curve, graph: Graph) -> None:
+    units = np.asarray(curve.units)
+    if len(units) and not (units.min() > FIXED and units.max() < graph.coupling.n_units):
+        raise ValuesError(
+            f"a curve of {metric.name} speaks of units that the graph has not: {units.min()}..{units.max()}"
+        )
 
 
 def _named(graph: Graph, key: Any) -> str:
@@ -46,8 +85,8 @@ def _named(graph: Graph, key: Any) -> str:
     return graph[key.name if isinstance(key, Vertex) else key].name
 
 
-def _scores(metric: Metric, model: nn.Module, graph: Graph) -> np.ndarray:
-    found, n = _numbers(metric.name, metric.score(model, graph)), graph.coupling.n_units
+def _scores(metric: Metric, raw: Any, graph: Graph) -> np.ndarray:
+    found, n = _numbers(metric.name, raw), graph.coupling.n_units
     if found.shape != (n,):
         raise ValuesError(f"the values of {metric.name} have shape {found.shape}; give {n} numbers, one per unit class")
     return found

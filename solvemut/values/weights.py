@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -101,6 +101,35 @@ def over_slices(
         scores = scale * finish(c.double().cpu().numpy())
         np.add.at(total, units.reshape(-1), scores.reshape(-1))
     return total
+
+
+def slice_energies(model: nn.Module, graph: Graph, p: float) -> Iterator[np.ndarray]:
+    """For each parameter dim with units the sum of |w|^p by unit class, up to a factor; tensors of two or more dims.
+
+    Where there are no weights to see, on the meta device, every position counts 1.
+    """
+    coupling = graph.coupling
+    tensors = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
+    last: tuple[Any, ...] = ()
+    for (value, dim), extent in coupling.sources.items():
+        param = coupling.trace.params.get(value)
+        if param is None or param.kind != "parameter" or len(param.shape) < 2:
+            continue
+        units, w = coupling.units(extent), tensors.get(param.name)
+        shape = units.shape if extent.per_row else (units.size,)
+        if w is None or w.is_meta:
+            energies = np.ones(shape)
+        else:
+            if not last or last[0] != param.name:
+                near, _ = _near_one(w.detach())
+                last = (param.name, near.abs() ** p if p != 2 or near.is_complex() else near.square())
+            energies = slice_sums(last[1], dim, shape).double().cpu().numpy()
+        if not np.isfinite(energies).all():
+            raise ValuesError(
+                f"the weights {param.name} of {graph.name_of_unit(int(units.reshape(-1)[0]))} are not finite; "
+                "check the weights"
+            )
+        yield np.bincount(units.reshape(-1), weights=energies.reshape(-1), minlength=coupling.n_units)
 
 
 def slice_sums(c: torch.Tensor, dim: int, shape: tuple[int, ...]) -> torch.Tensor:
