@@ -130,7 +130,7 @@ def each(model: nn.Module, batches: Iterable[Any], loss: Loss, use: Callable[[],
     n = 0
     with evaluated(model, gradients=True):
         for n, batch in enumerate(batches, 1):
-            _backward(model, _plain(batch), loss, n)
+            _backward(model, plain(batch), loss, n)
             use()
     if n == 0:
         raise ValuesError(NO_BATCH)
@@ -158,7 +158,7 @@ def _kept_state(model: nn.Module) -> Callable[[], None]:
     return give_back
 
 
-def _plain(batch: Any) -> Any:
+def plain(batch: Any) -> Any:
     """Tensors made in inference mode cannot be part of a backward pass; their copies can."""
     if not any(map(_is_inference, pytree.tree_leaves(batch))):
         return batch
@@ -172,9 +172,13 @@ def _is_inference(x: Any) -> bool:
 def _backward(model: nn.Module, batch: Any, loss: Loss, n: int) -> None:
     for p in model.parameters():
         p.grad = None
-    found = value_of(loss, model, batch)
+    backward(value_of(loss, model, batch), n)
+
+
+def backward(found: Any, n: int | None = None) -> None:
+    """The gradients of a loss. Raises ValuesError if it is no finite scalar; `n` numbers the batch."""
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         raise ValuesError("the loss must return a scalar tensor")
     if not torch.isfinite(found):
-        raise ValuesError(f"the loss on batch {n} is {float(found.detach())}")
+        raise ValuesError(f"the loss on {'a batch' if n is None else f'batch {n}'} is {float(found.detach())}")
     found.backward()

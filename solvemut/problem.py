@@ -14,11 +14,10 @@ import numpy as np
 from .apply import SPLIT, Plan
 from .arguments import flag, names, number, one_of, search_limits, shown, whole
 from .compile import Compiled, Question, Worth, compile_program, explained
-from .coupling import couple
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .graph import Graph
 from .interrupts import Heard
-from .plan import PlanCost, copyable, parts, replayed
+from .plan import PlanCost, copyable, redrawn
 from .program import Progress, Solution
 from .progress import Reporter
 from .report import one_line
@@ -188,9 +187,7 @@ class Problem:
     def _plan(self, solution: Solution, times: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
         graph, stage = self.graph, compiled.choices.question.stage
         sources, drawn = copyable(graph.coupling, compiled.decoder.sources(solution) if self.splits else {})
-        changed = replayed(graph.coupling, times, self.before, sources)
-        trace = changed.trace
-        after = Graph(trace, couple(trace), graph.example, graph.model, graph.examples, graph.seen)
+        after, drawing = redrawn(graph, times, self.before, sources)
         self._check(solution, compiled, times, after)
         return Plan(
             status=solution.status,
@@ -203,7 +200,7 @@ class Problem:
             notes=(*graph.notes, *compiled.notes, *drawn),
             values=_values_name(self.values),
             graph=after,
-            **parts(graph, changed, times),
+            **drawing,
         )
 
     def _costs(self, times: np.ndarray, after: Graph) -> dict[str, PlanCost]:

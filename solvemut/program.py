@@ -19,6 +19,7 @@ here knows of torch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -210,6 +211,16 @@ class Program:
         """Settle some widths at given levels."""
         for handle, level in choices.items():
             self._fixed[self._find(handle).index] = self._level(handle, level)
+
+    @contextlib.contextmanager
+    def fixed(self, choices: Mapping[Handle, int]) -> Iterator[None]:
+        """Within it some more widths are settled."""
+        before = dict(self._fixed)
+        try:
+            self.fix(choices)
+            yield
+        finally:
+            self._fixed = before
 
     def hint(self, choices: Mapping[Handle, int]) -> None:
         """Start the search from these levels; they need not be feasible nor complete."""

@@ -1,15 +1,17 @@
-"""Progress of a solve: a bar on a terminal after a few seconds (with tqdm), log lines otherwise."""
+"""Progress of whatever takes longer: a bar on a terminal after a few seconds (with tqdm), log lines otherwise."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from .program import Progress
 
+T = TypeVar("T")
 log = logging.getLogger("solvemut")
 PATIENCE = 3.0  # seconds before anything is shown
 
@@ -43,6 +45,31 @@ class Reporter:
         if self.bar is not None:
             self.bar.set_description_str(text)
             self.bar.update()
+
+
+def counted(items: Iterable[T], what: str, show: bool | None = None) -> Iterator[T]:
+    """The items one by one; where they take longer, a bar on a terminal, or log lines, say how far it is."""
+    show = sys.stderr.isatty() if show is None else show
+    total = len(items) if isinstance(items, Sized) else None
+    start = last = time.monotonic()
+    bar: Any = None
+    try:
+        for k, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            if now - start < PATIENCE or now - last < 0.5:
+                continue
+            last = now
+            text = f"{what}: {k}" + (f" of {total}, {(now - start) * (total / k - 1):.0f} s left" if total else "")
+            bar = bar or (_bar() if show else None)
+            if bar is None:
+                log.info("%s", text)
+            else:
+                bar.set_description_str(text)
+                bar.update()
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _bar() -> Any:

@@ -14,7 +14,7 @@ from ..coupling import Coupling
 from ..flow import Extent
 from ..program import Program
 from ..requests import Budget, Monomial
-from .choices import Choices
+from .choices import Choice, Choices
 from .decode import Decoder
 from .explain import explained
 from .question import Curve, Question, Worth
@@ -22,6 +22,7 @@ from .spread import Deviation, Spread, Unless
 from .state import Statement, reduced
 
 __all__ = [
+    "Choice",
     "Compiled",
     "Curve",
     "Decoder",

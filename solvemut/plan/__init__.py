@@ -2,7 +2,7 @@
 
 from .compose import changes_nothing, then
 from .copying import copyable
-from .draw import parts
+from .draw import redrawn
 from .file import checksum, runs
 from .kernel import Convolution, kernel_parts, seen_by, taps
 from .record import PlanCost, PlanRecord, as_lists
@@ -18,7 +18,7 @@ __all__ = [
     "checksum",
     "copyable",
     "kernel_parts",
-    "parts",
+    "redrawn",
     "replayed",
     "runs",
     "seen_by",

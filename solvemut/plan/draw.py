@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..coupling import couple
 from ..edits import Copies, Selection, SetAttribute
 from ..graph import Graph
 from ..trace import Size, listing
@@ -13,10 +15,20 @@ from .copying import divided
 from .file import runs
 from .fill import alters, fills_of
 from .record import as_lists
-from .replay import Replayed
+from .replay import Replayed, replayed
 
 
-def parts(graph: Graph, changed: Replayed, times: np.ndarray) -> dict[str, Any]:
+def redrawn(
+    graph: Graph, times: np.ndarray, before: Collection[int] = (), sources: Mapping[int, Sequence[int]] | None = None
+) -> tuple[Graph, dict[str, Any]]:
+    """The graph of the changed model, and the parts of a plan that lead to it; arguments are those of `replayed`."""
+    changed = replayed(graph.coupling, times, before, sources)
+    trace = changed.trace
+    after = Graph(trace, couple(trace), graph.example, graph.model, graph.examples, graph.seen)
+    return after, _parts(graph, changed, times)
+
+
+def _parts(graph: Graph, changed: Replayed, times: np.ndarray) -> dict[str, Any]:
     """The parts of a `PlanRecord` that follow from which units stay and come (`times`: see `shapes`)."""
     trace = graph.trace
     return {

@@ -2,9 +2,12 @@
 
 from ..compile import Curve, Worth
 from .data import activation, taylor
+from .elimination import reconstruction
+from .gates import bypass, fisher
 from .metric import Metric, Values
 from .running import Tracker, track
 from .shares import retention
+from .trials import measured
 from .units import unit_values, worth_of
 from .weights import bn_scale, constant, magnitude, over_slices, random
 
@@ -16,10 +19,14 @@ __all__ = [
     "Worth",
     "activation",
     "bn_scale",
+    "bypass",
     "constant",
+    "fisher",
     "magnitude",
+    "measured",
     "over_slices",
     "random",
+    "reconstruction",
     "retention",
     "taylor",
     "track",

@@ -125,10 +125,7 @@ def slice_energies(model: nn.Module, graph: Graph, p: float) -> Iterator[np.ndar
                 last = (param.name, near.abs() ** p if p != 2 or near.is_complex() else near.square())
             energies = slice_sums(last[1], dim, shape).double().cpu().numpy()
         if not np.isfinite(energies).all():
-            raise ValuesError(
-                f"the weights {param.name} of {graph.name_of_unit(int(units.reshape(-1)[0]))} are not finite; "
-                "check the weights"
-            )
+            raise ValuesError(f"the weights {param.name} are not all finite")
         yield np.bincount(units.reshape(-1), weights=energies.reshape(-1), minlength=coupling.n_units)
 
 

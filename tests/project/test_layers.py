@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "tracing": {"rules"},
     "batches": {"arguments", "interrupts"},
     "calls": {"tracing"},
-    "values": {"batches", "calls", "compile", "plan"},
+    "values": {"apply", "batches", "calls", "compile", "progress"},
     "building": {"arguments", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},

@@ -1,0 +1,236 @@
+"""Gates: the loss with a unit closed, to second order, example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .. import batches as runs
+from ..arguments import names as given_names
+from ..arguments import one_of
+from ..calls import EMBEDDING, MAPS, NORM, LayerCall, watched
+from ..errors import ValuesError
+from ..graph import Graph
+from ..progress import counted
+from .metric import Metric
+from .weights import wide
+
+FIRST, SECOND, MIXED = "first", "second", "mixed"  # where the examples of a batch stand in a tensor: its dim
+Places = dict[int, tuple[Any, np.ndarray, int, Any]]  # by id of a tensor: it, its units and their dim, its hook
+
+
+def fisher(batches: Iterable[Any], loss: runs.Loss, reduction: str = "mean", progress: bool | None = None) -> Metric:
+    """Half the mean square of what closing a unit's gate does to the loss of one example, to first order.
+
+    A gate is a factor of 1 on every place where the unit leaves its producers, after the norm where one follows; a unit
+    of a residual stream has one at each addend. With s the sum over places and positions of activation times gradient
+    of an example's loss, the worth is mean(s^2) / 2, an estimate of how much the loss rises without the unit: Theis et
+    al., arXiv 1801.05787; Liu et al., arXiv 2108.00708. `reduction` is how the loss adds up the examples of a batch,
+    "mean" or "sum". What was found is kept while the weights stay.
+
+    >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
+    >>> fisher([(x, y)], nn.functional.cross_entropy).name
+    'fisher(batches, loss)'
+    """
+    name = "fisher(batches, loss)"
+    checked(name, batches, loss)
+    one_of(reduction, "reduction", ("mean", "sum"), ValuesError)
+    score = partial(_fisher, batches=runs.again(batches), loss=loss, reduction=reduction, progress=progress)
+    return Metric(name, score, keeps=True)
+
+
+def checked(name: str, batches: Any, loss: Any) -> None:
+    """Raises ValuesError unless there are batches, and a loss."""
+    if loss is None:
+        raise ValuesError(f"{name}: give a loss, a function of output and target, or of model and batch")
+    runs.check(name, batches, loss)
+
+
+def _fisher(
+    model: nn.Module, graph: Graph, batches: Iterable[Any], loss: runs.Loss, reduction: str, progress: bool | None
+) -> np.ndarray:
+    units = makers_of(graph)
+    layout: dict[tuple[str, int], str] | None = None
+    total, n = torch.zeros(graph.coupling.n_units, dtype=torch.float64), 0
+    with runs.evaluated(model, gradients=True):
+        for batch in counted(batches, "fisher", progress):
+            if layout is None:
+                layout = layouts(model, batch, loss)
+            for part in _parts(batch, layout):
+                size = runs.examples_in(part)
+                found = _of_batch(model, part, loss, units, layout, total.shape[0])
+                total += 0.5 * (found * (size if reduction == "mean" else 1)).square().sum(0).cpu()
+                n += size
+    if n == 0:
+        raise ValuesError(runs.NO_BATCH)
+    return (total / n).numpy()
+
+
+def _parts(batch: Any, layout: Mapping[tuple[str, int], str]) -> Iterator[Any]:
+    """The batch, or where some layer does not keep its examples apart, each example on its own."""
+    if MIXED not in layout.values():
+        yield runs.plain(batch)
+        return
+    for k in range(runs.examples_in(batch)):
+        yield runs.plain(only(batch, slice(k, k + 1)))
+
+
+def only(batch: Any, which: slice) -> Any:
+    """Some examples of a batch."""
+    n = runs.examples_in(batch)
+    return pytree.tree_map(
+        lambda x: x[which] if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == n else x, batch
+    )
+
+
+def _of_batch(
+    model: nn.Module,
+    batch: Any,
+    loss: runs.Loss,
+    units: Mapping[str, np.ndarray],
+    layout: Mapping[tuple[str, int], str],
+    n_units: int,
+) -> torch.Tensor:
+    """[examples, units]: activation times gradient, summed over places and positions."""
+    size = runs.examples_in(batch)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    total = torch.zeros(size, n_units, dtype=wide(torch.zeros(0, device=device)).dtype)
+    places: Places = {}
+
+    def collect(value: torch.Tensor, of: np.ndarray, axis: int, how: str, grad: torch.Tensor) -> None:
+        c = (wide(value) * wide(grad)).movedim(axis, -1)
+        c = c.reshape(-1, size, c.shape[-1]).sum(0) if how == SECOND else c.reshape(size, -1, c.shape[-1]).sum(1)
+        total.index_add_(1, torch.as_tensor(of), c.cpu())
+
+    def look(call: LayerCall) -> None:
+        y, x = call.y, call.x
+        if not (isinstance(y, torch.Tensor) and y.requires_grad):
+            return
+        if call.kind == NORM and id(x) in places and places[id(x)][0] is x:  # the gate stands behind the norm
+            _, of, _, handle = places.pop(id(x))
+            handle.remove()
+            how = layout.get(call.key, FIRST)
+        elif call.kind in (*MAPS, EMBEDDING) and call.weight in units:
+            of, how = units[call.weight], layout.get(call.key, FIRST)
+        else:
+            return
+        hook = y.register_hook(partial(collect, y.detach().clone(), of, call.axis, how))  # relu_ may write over it
+        places[id(y)] = (y, of, call.axis, hook)
+
+    model.zero_grad(set_to_none=True)
+    with watched(model, after=look):
+        found = runs.value_of(loss, model, batch)
+    runs.backward(found)
+    return total
+
+
+def makers_of(graph: Graph) -> dict[str, np.ndarray]:
+    """By name of a weight the unit classes of its outputs, in order."""
+    coupling, found = graph.coupling, {}
+    for (value, dim), extent in coupling.sources.items():
+        p = coupling.trace.params.get(value)
+        if p is not None and (value, dim) in coupling.produced and len(p.shape) > 1:
+            found[p.name] = coupling.units(extent).reshape(-1).astype(np.int64)
+    return found
+
+
+def layouts(model: nn.Module, batch: Any, loss: runs.Loss | None) -> dict[tuple[str, int], str]:
+    """How each call of a layer keeps the examples of a batch apart, found by running three in two orders.
+
+    Some attention has its batch in the second dim, and layers may see both dims as one.
+    """
+    few = only(batch, slice(0, 3))
+    size = runs.examples_in(few)
+    if size < 2:
+        return {}
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+    found: dict[tuple[str, int], str] = {}
+
+    def keep(call: LayerCall) -> None:
+        if call.y is not None:
+            seen[call.key] = call.y.detach().movedim(call.axis, -1)
+
+    def compare(call: LayerCall) -> None:
+        if call.y is not None and call.key in seen:
+            found[call.key] = _layout(seen.pop(call.key), call.y.detach().movedim(call.axis, -1), size)
+
+    with torch.no_grad():
+        for look, examples in ((keep, few), (compare, _reversed(few, size))):
+            with watched(model, after=look):
+                runs.run(model, examples, loss)
+    return found
+
+
+def _reversed(batch: Any, size: int) -> Any:
+    return pytree.tree_map(
+        lambda x: x.flip(0) if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == size else x, batch
+    )
+
+
+def _layout(a: torch.Tensor, b: torch.Tensor, size: int) -> str:
+    if a.shape != b.shape or a.numel() % (size * a.shape[-1]):
+        return MIXED
+    scale = float(a.abs().max()) * 1e-3 + 1e-12
+    for how, shape, dim in ((FIRST, (size, -1, a.shape[-1]), 0), (SECOND, (-1, size, a.shape[-1]), 1)):
+        if float((a.reshape(shape).flip(dim) - b.reshape(shape)).abs().max()) <= scale:
+            return how
+    return MIXED
+
+
+# -- whole blocks ------------------------------------------------------------------------------------------------------
+
+
+def bypass(
+    graph: Graph, blocks: str | Sequence[str], batches: Iterable[Any], loss: runs.Loss, reduction: str = "mean"
+) -> dict[str, float]:
+    """What bypassing whole modules would do to the loss, on the scale of `fisher`: by name mean(s^2) / 2.
+
+    A bypassed module passes on its first input, so that s is the sum of (output - input) times the output's gradient.
+    Raises ValuesError for a module that is never called, or whose output has another shape than its input.
+    """
+    checked("bypass(blocks, batches, loss)", batches, loss)
+    model, wanted = graph.model, given_names(blocks, "blocks")
+    modules = dict(model.named_modules())
+    if missing := [b for b in wanted if b not in modules]:
+        raise ValuesError(f"bypass: there is no module {missing[0]!r}")
+    total, n = dict.fromkeys(wanted, 0.0), 0
+    sums: dict[str, Any] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: Any, out: Any) -> None:
+            x = args[0] if args else None
+            if not (isinstance(out, torch.Tensor) and isinstance(x, torch.Tensor) and out.shape == x.shape):
+                raise ValuesError(f"bypass: {name} does not put out what its input could stand for")
+            change = (out - x).detach()
+            out.register_hook(
+                lambda g: sums.__setitem__(
+                    name, sums.get(name, 0) + (wide(change) * wide(g)).reshape(g.shape[0], -1).sum(1)
+                )
+            )
+
+        return look
+
+    handles = [modules[b].register_forward_hook(hook(b)) for b in wanted]
+    try:
+        with runs.evaluated(model, gradients=True):
+            for batch in batches:
+                size = runs.examples_in(batch)
+                sums.clear()
+                runs.backward(runs.value_of(loss, model, runs.plain(batch)))
+                if never := [b for b in wanted if b not in sums]:
+                    raise ValuesError(f"bypass: the loss does not depend on {never[0]}, or it is never called")
+                for name, s in sums.items():
+                    total[name] += float((s * (size if reduction == "mean" else 1)).square().sum()) / 2
+                n += size
+    finally:
+        for handle in handles:
+            handle.remove()
+    if n == 0:
+        raise ValuesError(runs.NO_BATCH)
+    return {name: t / n for name, t in total.items()}
