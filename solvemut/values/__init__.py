@@ -2,6 +2,7 @@
 
 from ..compile import Curve, Worth
 from .data import activation, taylor
+from .dims import UnitDim, unit_dims
 from .elimination import reconstruction
 from .gates import bypass, fisher
 from .metric import Metric, Values
@@ -9,12 +10,14 @@ from .running import Tracker, track
 from .shares import retention
 from .trials import measured
 from .units import unit_values, worth_of
-from .weights import bn_scale, constant, magnitude, over_slices, random
+from .weights import bn_scale, constant, magnitude, over_slices, random, slice_sums
+from .zoo import fpgm, hessian, lamp, wanda
 
 __all__ = [
     "Curve",
     "Metric",
     "Tracker",
+    "UnitDim",
     "Values",
     "Worth",
     "activation",
@@ -22,14 +25,20 @@ __all__ = [
     "bypass",
     "constant",
     "fisher",
+    "fpgm",
+    "hessian",
+    "lamp",
     "magnitude",
     "measured",
     "over_slices",
     "random",
     "reconstruction",
     "retention",
+    "slice_sums",
     "taylor",
     "track",
+    "unit_dims",
     "unit_values",
+    "wanda",
     "worth_of",
 ]

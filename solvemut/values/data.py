@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from .. import batches as runs
+from ..arguments import flag, one_of
 from ..errors import ValuesError
 from ..graph import Graph, Vertex
 from ..interrupts import deferred
+from .dims import over_dims
 from .metric import Metric
 from .weights import over_slices, wide
 
 
-def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:
+def taylor(
+    batches: Iterable[Any],
+    loss: Callable[..., torch.Tensor],
+    normalize: str | None = None,
+    squared: bool = False,
+    each: str = "batch",
+) -> Metric:
     """|sum of weight times gradient| over each slice, accumulated over batches: the first-order change of the loss.
 
     `loss(output, target)` returns a scalar for batches `(input, ..., target)`; a function whose first parameter is
-    called model, net, module or m is given `loss(model, batch)`, whatever the batches are.
+    called model, net, module or m is given `loss(model, batch)`, whatever the batches are. With squared=True it is the
+    square of the sum, averaged over batches, as eq. (8) of the paper. With each="example" every example is a batch.
 
     >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
     >>> taylor([(x, y)], nn.functional.cross_entropy).name
@@ -31,12 +41,22 @@ def taylor(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize:
     Molchanov et al., Importance Estimation for Neural Network Pruning,
     arXiv 1906.10771.
     """
-    return _of_data("taylor(batches, loss)", _taylor, batches, loss, normalize)
+    squared = flag(squared, "taylor(squared=...)")
+    one_of(each, "each", ("batch", "example"), ValuesError)
+    name = f"taylor(batches, loss{', squared=True' * squared}{', each=' + repr(each) if each != 'batch' else ''})"
+    return of_data(name, partial(_taylor, squared=squared, each=each), batches, loss, normalize)
 
 
-def _taylor(model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callable[..., torch.Tensor]) -> np.ndarray:
+def _taylor(
+    model: nn.Module,
+    graph: Graph,
+    batches: Iterable[Any],
+    loss: Callable[..., torch.Tensor],
+    squared: bool,
+    each: str,
+) -> np.ndarray:
     total: Any = 0
-    tensors = dict(model.named_parameters())
+    tensors = dict(model.named_parameters(remove_duplicate=False))
 
     def contribution(name: str, w: torch.Tensor) -> torch.Tensor | None:
         grad = tensors[name].grad
@@ -44,13 +64,32 @@ def _taylor(model: nn.Module, graph: Graph, batches: Iterable[Any], loss: Callab
 
     def add() -> None:
         nonlocal total
-        total = total + over_slices(model, graph, contribution, np.abs)
+        if squared:
+            total = total + over_dims(graph, lambda name: contribution(name, tensors[name].detach()), np.square)
+        else:
+            total = total + over_slices(model, graph, contribution, np.abs)
 
-    runs.each(model, batches, loss, add)
-    return np.asarray(total)
+    n = runs.each(model, singles(batches) if each == "example" else batches, loss, add)
+    return np.asarray(total) / (n if squared else 1)
 
 
-def _of_data(
+def singles(batches: Iterable[Any]) -> Iterator[Any]:
+    """The examples of batches, each as a batch of one: every tensor with so many rows as the batch is cut along dim 0.
+
+    >>> [[x.tolist(), scale] for x, scale in singles([(torch.tensor([3, 4]), 0.5)])]
+    [[[3], 0.5], [[4], 0.5]]
+    """
+    for batch in batches:
+        n = runs.examples_in(batch)
+        for i in range(n):
+            yield pytree.tree_map(partial(_example, i=i, n=n), batch)
+
+
+def _example(x: Any, i: int, n: int) -> Any:
+    return x[i : i + 1] if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == n else x
+
+
+def of_data(
     name: str,
     score: Callable[..., np.ndarray],
     batches: Iterable[Any],
@@ -70,7 +109,7 @@ def activation(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normal
     Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, arXiv 1611.06440. The
     activation is the output of every module that makes the unit.
     """
-    return _of_data("activation(batches, loss)", _activation_scores, batches, loss, normalize)
+    return of_data("activation(batches, loss)", _activation_scores, batches, loss, normalize)
 
 
 def makers(model: nn.Module, graph: Graph) -> dict[str, tuple[Vertex, int]]:

@@ -90,7 +90,7 @@ def trial(
 ) -> float:
     """The loss of a copy that keeps each unit as often as `times` says."""
     _, drawing = redrawn(graph, times)
-    plan = Plan("trial", 0.0, 0.0, 0.0, 0.0, "", costs={}, **drawing)
+    plan = Plan("feasible", 0.0, 0.0, 0.0, 0.0, "trial", costs={}, **drawing)
     pruned = copy.deepcopy(model)
     plan.apply(pruned, verify=None)
     if repair is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,10 +17,8 @@ from ..coupling import Coupling
 from ..errors import ValuesError
 from ..flow import FIXED
 from ..graph import Graph, Vertex
-from .data import activation, taylor
 from .metric import Metric, Values, checksum
-from .running import track
-from .weights import bn_scale, constant, magnitude, random, wide
+from .weights import magnitude, wide
 
 
 def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:
@@ -94,8 +93,8 @@ def _scores(metric: Metric, raw: Any, graph: Graph) -> np.ndarray:
 
 def _check_callable(values: Callable[..., Any]) -> None:
     """Raises ValuesError for what is not meant to be called with a vertex."""
-    if any(values is f for f in (magnitude, bn_scale, taylor, activation, random, constant, track)):
-        name = values.__name__
+    name = getattr(values, "__name__", "")
+    if inspect.isfunction(values) and values.__module__.startswith(__package__):
         raise ValuesError(f"values=solvemut.values.{name}: this makes a metric and was not called; give {name}(...)")
     if (why := takes_one(values)) is not None:
         raise ValuesError(f"values={shown(values)}: it is called with one vertex; {why}")
