@@ -164,6 +164,10 @@ class Problem:
         times = compiled.decoder.times(solution)
         return self._plan(solution, times, compiled, time.perf_counter() - start), solution.interrupted
 
+    def worth_of(self, times: np.ndarray) -> float:
+        """The objective of a change that leaves each unit class as often as `times` says (bools or ints)."""
+        return self._compiled(self._worth()).objective(times)
+
     def _worth(self) -> Worth:
         return worth_of(retention() if self.values is None else self.values, self.graph.model, self.graph)
 

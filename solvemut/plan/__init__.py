@@ -4,6 +4,7 @@ from .compose import changes_nothing, then
 from .copying import copyable
 from .draw import redrawn
 from .file import checksum, runs
+from .kept import kept_units
 from .kernel import Convolution, kernel_parts, seen_by, taps
 from .record import PlanCost, PlanRecord, as_lists
 from .replay import Replayed, replayed
@@ -17,6 +18,7 @@ __all__ = [
     "changes_nothing",
     "checksum",
     "copyable",
+    "kept_units",
     "kernel_parts",
     "redrawn",
     "replayed",

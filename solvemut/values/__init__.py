@@ -7,7 +7,7 @@ from .elimination import reconstruction
 from .gates import bypass, fisher
 from .metric import Metric, Values
 from .running import Tracker, track
-from .shares import retention
+from .shares import kinds, retention
 from .trials import measured
 from .units import unit_values, worth_of
 from .weights import bn_scale, constant, magnitude, over_slices, random, slice_sums
@@ -27,6 +27,7 @@ __all__ = [
     "fisher",
     "fpgm",
     "hessian",
+    "kinds",
     "lamp",
     "magnitude",
     "measured",

@@ -39,7 +39,7 @@ class Metric:
             raise ValuesError(f"Metric({self.name!r}): score is a function of a model and a graph, not {self.score!r}")
 
 
-Values = Metric | Mapping[str, Any] | Callable[[Vertex], Any] | None
+Values = Metric | Worth | Mapping[str, Any] | Callable[[Vertex], Any] | None
 
 
 def checksum(model: nn.Module, graph: Graph) -> str:

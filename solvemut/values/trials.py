@@ -39,6 +39,7 @@ def measured(
     is pruned for good, repaired by `repair`, if given, and evaluated; between the sizes the curve is linear. What was
     found is kept while the weights stay.
 
+    >>> import torch
     >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
     >>> measured([(x, y)], nn.functional.cross_entropy, points=4).name
     'measured(batches, loss, points=4)'

@@ -37,6 +37,8 @@ def worth_of(values: Values, model: nn.Module, graph: Graph) -> Worth:
     """What units are worth: numbers, and curves where a metric has such. Raises ValuesError as `unit_values` does."""
     if values is None:
         values = magnitude()
+    if isinstance(values, Worth):
+        return values
     if isinstance(values, Metric):
         return _of_metric(values, model, graph)
     if isinstance(values, Mapping):

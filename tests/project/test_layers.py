@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "building": {"arguments", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
+    "select": {"problem"},
     "resizing": {"problem"},
     "surgery": {"building", "resizing"},
     "kernels": {"apply"},

@@ -1,0 +1,153 @@
+"""Select: the rules by which units are chosen, under one set of budgets, so that rules and values can be told apart.
+
+Each gives a plan that is not applied yet. Whatever the rule, `plan.objective` is the worth of what stays under the
+values given, and `plan.bound` what no choice within the same budgets can exceed: the gap is what the rule gives away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .apply import Plan
+from .arguments import names
+from .compile import Curve, Worth
+from .errors import InfeasibleError
+from .graph import Graph
+from .plan import kept_units
+from .problem import Problem
+from .requests import Budget, asked, budget_of
+from .values import Values, kinds, retention, worth_of
+
+STEPS = 24  # of a bisection
+
+
+def problem_of(
+    graph: Graph,
+    values: Values = None,
+    flops: float | None = None,
+    params: float | None = None,
+    round_to: int | None = None,
+    keep: str | Iterable[str] | None = None,
+    constraints: Any = None,
+) -> Problem:
+    """The problem that a request of `prune` states."""
+    problem = Problem(graph)
+    problem.maximize(values)
+    problem.round_to(round_to)
+    problem.keep(*names(keep, "keep"))
+    problem.add(asked(constraints, graph))
+    for cost, limit in ((graph.flops, flops), (graph.params, params)):
+        if limit is not None:
+            problem.add(budget_of(cost, limit))
+    return problem
+
+
+def optimal(
+    graph: Graph, values: Values = None, *, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0, **request: Any
+) -> Plan:
+    """What is worth most within the budgets, proven to the gap asked for; arguments as `prune` takes them.
+
+    >>> import torch, solvemut as sm
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> graph = sm.capture(model, torch.ones(1, 4))
+    >>> plans = [rule(graph, params=0.5) for rule in (optimal, uniform, global_threshold)]
+    >>> [plan.costs["params"].after <= 0.5 * plan.costs["params"].before for plan in plans]
+    [True, True, True]
+    """
+    return problem_of(graph, values, **request).solve(time_limit, gap, seed)
+
+
+def uniform(graph: Graph, values: Values = None, *, time_limit: float = 60.0, seed: int = 0, **request: Any) -> Plan:
+    """Every coupled group at one share of its units, as near as can be: the largest within the budgets.
+
+    Which units of a group stay is decided by the values.
+    """
+    worth = _worth(graph, values)
+    order = worth.order
+
+    def at(share: float) -> Worth:
+        curves = []
+        for units in kinds(graph)[0]:
+            ranked = units[np.lexsort((units, -order[units], ~graph.coupling.frozen[units]))]
+            n = len(units)
+            curves.append(Curve(ranked, -np.abs(np.arange(n + 1) - share * n) / n))
+        return Worth(np.zeros(len(order)), tuple(curves))
+
+    return _largest(graph, worth, at, 1.0, 0.0, request, (time_limit, seed))
+
+
+def global_threshold(
+    graph: Graph, values: Values = None, *, time_limit: float = 60.0, seed: int = 0, **request: Any
+) -> Plan:
+    """Every unit that is worth more than a threshold, the same for all groups: the lowest one within the budgets.
+
+    In a curve a unit is worth what it adds to those before it. No layer is emptied.
+    """
+    worth = _worth(graph, values)
+
+    def at(threshold: float) -> Worth:
+        curves = [Curve(c.units, np.asarray(c.worth) - threshold * np.arange(len(c.worth))) for c in worth.curves]
+        return Worth(worth.value - threshold, tuple(curves))
+
+    steps = [worth.value, *(c.steps() for c in worth.curves)]
+    most = max(float(np.abs(s).max(initial=0.0)) for s in steps)
+    return _largest(graph, worth, at, -most, 2 * most, request, (time_limit, seed))
+
+
+def _worth(graph: Graph, values: Values) -> Worth:
+    return worth_of(retention() if values is None else values, graph.model, graph)
+
+
+def _largest(
+    graph: Graph,
+    worth: Worth,
+    at: Callable[[float], Worth],
+    loose: float,
+    tight: float,
+    request: dict[str, Any],
+    how: tuple[float, int],
+) -> Plan:
+    """Bisection: of the plans that a rule makes, from loose to tight, the loosest within the budgets."""
+    time_limit, seed = how
+    best = (first := problem_of(graph, worth, **request)).solve(time_limit, 1e-3, seed)  # and whether there is any
+    problem = problem_of(graph, worth, **request)
+    limits = [r for r in problem.requests if isinstance(r, Budget)]
+    problem.requests = [r for r in problem.requests if not isinstance(r, Budget)]
+
+    def plan_at(x: float) -> tuple[Plan, np.ndarray]:
+        problem.maximize(at(x))
+        plan = problem.solve(time_limit, 1e-3, seed)
+        return plan, kept_units(graph, plan)
+
+    def fits(kept: np.ndarray) -> bool:
+        counts = [(b, b.cost.count(graph.coupling, kept)) for b in limits]
+        return all(n <= b.limit if b.sense == "<=" else n >= b.limit for b, n in counts)
+
+    plan, kept = plan_at(loose)
+    if not fits(kept):
+        plan, kept = plan_at(tight)
+        if not fits(kept):
+            raise InfeasibleError(
+                f"no threshold of this rule meets the budgets {', '.join(map(str, limits))}; another rule can",
+                [str(b) for b in limits],
+            )
+        for _ in range(STEPS):
+            middle = (loose + tight) / 2
+            found, left = plan_at(middle)
+            if fits(left):
+                plan, kept, tight = found, left, middle
+            else:
+                loose = middle
+    return certified(plan, first.worth_of(kept), best)
+
+
+def certified(plan: Plan, objective: float, best: Plan) -> Plan:
+    """A plan with the certificate that its worth has beside the optimum within the same budgets."""
+    bound = max(best.bound, objective)
+    gap = 0.0 if bound == objective else (bound - objective) / max(abs(objective), 1e-300)
+    costs = {k: replace(c, budget=best.costs[k].budget) if k in best.costs else c for k, c in plan.costs.items()}
+    return replace(plan, status="feasible", objective=objective, bound=bound, gap=gap, costs=costs, values=best.values)
