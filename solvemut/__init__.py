@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, program, search, values
+    from . import errors, program, repair, search, values
     from .apply import Plan
     from .building import Builder, editable, identity_init
     from .graph import Graph, Vertex
@@ -35,7 +35,7 @@ _HOMES = {
     "ratio": "requests",
     "relaxed": "requests",
 }
-_MODULES = ("errors", "program", "search", "values")
+_MODULES = ("errors", "program", "repair", "search", "values")
 __all__ = [
     "Builder",
     "Graph",
@@ -53,6 +53,7 @@ __all__ = [
     "prune",
     "ratio",
     "relaxed",
+    "repair",
     "search",
     "values",
 ]

@@ -42,6 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "surgery": {"building", "resizing"},
     "kernels": {"apply"},
     "lazy": {"apply"},
+    "repair": {"batches", "calls", "apply"},
     "search": {"mutator", "surgery"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
@@ -57,6 +58,7 @@ TORCH = {
     "surgery",
     "kernels",
     "lazy",
+    "repair",
     *FACADES,
 }
 TORCH |= {"search"}
