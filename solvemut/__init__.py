@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, program, regularize, search, select, values
+    from . import errors, program, regularize, repair, search, select, values
     from .apply import Plan
     from .building import Builder, editable, identity_init
     from .graph import Graph, Vertex
@@ -35,7 +35,7 @@ _HOMES = {
     "ratio": "requests",
     "relaxed": "requests",
 }
-_MODULES = ("errors", "program", "regularize", "search", "select", "values")
+_MODULES = ("errors", "program", "regularize", "repair", "search", "select", "values")
 __all__ = [
     "Builder",
     "Graph",
@@ -54,6 +54,7 @@ __all__ = [
     "ratio",
     "regularize",
     "relaxed",
+    "repair",
     "search",
     "select",
     "values",

@@ -44,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "surgery": {"building", "resizing"},
     "kernels": {"apply"},
     "lazy": {"apply"},
+    "repair": {"batches", "calls", "apply"},
     "search": {"mutator", "surgery"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
@@ -60,9 +61,10 @@ TORCH = {
     "surgery",
     "kernels",
     "lazy",
+    "repair",
     *FACADES,
 }
-TORCH |= {"search"}
+TORCH |= {"search", "select"}
 ORTOOLS = {"solver", "program"}
 
 
