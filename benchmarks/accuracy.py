@@ -605,10 +605,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is not there yet, or report."""
     options = parsed(arguments)
-    torch.set_num_threads(1)
-    torch.backends.mha.set_fastpath_enabled(False)
-    warnings.filterwarnings("ignore")
     if not options.report:
+        torch.set_num_threads(1)
+        warnings.filterwarnings("ignore")
         run(options)
     rows = read(options.out)
     if options.report or options.quick:
