@@ -33,7 +33,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,8 @@ from accuracy_nets import DATA, NETWORKS, REPAIR, VALUES, Trained, loss, measure
 from budget import count_flops, read_tags, table, tag
 
 import solvemut as sm
+from solvemut.edits import Selection
+from solvemut.plan import PlanRecord
 
 CACHE = Path("out/accuracy")
 BUDGETS, GAP, TIME_LIMIT = ("0.5", "0.3", "0.15", "0.5+0.5"), 1e-4, 20.0
@@ -226,7 +227,7 @@ class Peer:
         model = copy.deepcopy(self.model)
         for p in model.parameters():
             p.grad = None
-        return model.eval(), SimpleNamespace(indices=kept)
+        return model.eval(), stand_in(self.case.model, model, kept)
 
 
 def make_pruner(model: nn.Module, x: torch.Tensor, importance: str) -> Any:
@@ -281,6 +282,23 @@ def with_buffers(model: nn.Module, kept: Mapping[str, Mapping[int, Any]]) -> dic
     return found
 
 
+def stand_in(original: nn.Module, model: nn.Module, kept: Mapping[str, Mapping[int, Any]]) -> PlanRecord:
+    """A plan that says of a model what was kept, as far as repairs read it."""
+    old, new = original.state_dict(), model.state_dict()
+    return PlanRecord(
+        status="feasible",
+        objective=0.0,
+        bound=math.inf,
+        gap=math.inf,
+        seconds=0.0,
+        solver="Torch-Pruning",
+        sizes={},
+        selection=Selection(kept),
+        shapes={k: (tuple(old[k].shape), tuple(new[k].shape)) for k in kept},
+        costs={},
+    )
+
+
 # -- one row -------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +337,7 @@ def run_row(case: Case, key: Key, tuned: bool) -> Row:
     chosen = choose(case, key)
     now = size(chosen.model, case.x)
     row: Row = vars(key) | {"stages": {}, "seconds": chosen.seconds, **{k: now[k] / case.size[k] for k in now}}
-    row |= {k: getattr(chosen.plan, k) for k in ("gap", "status") if hasattr(chosen.plan, k)}
+    row |= {k: getattr(chosen.plan, k) for k in ("gap", "status")} if key.selection in OPTIMAL else {}
     row["dense"] = {k: getattr(case.trained, k) for k in ("accuracy", "loss", "epoch_s")}
     row["stages"]["once"] = measure(chosen.model, case.data)
     for stage, name in (("bn", "repair.batch_norm"), ("ls", "repair.least_squares")):

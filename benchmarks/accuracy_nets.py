@@ -283,9 +283,9 @@ class Recipe:
 
 RECIPES = {
     "resnet": Recipe(5, 0.1, 5e-4),
-    "mobilenet": Recipe(8, 0.1, 5e-4),
+    "mobilenet": Recipe(6, 0.1, 5e-4),
     "vgg": Recipe(5, 0.1, 5e-4),
-    "vit": Recipe(12, 2e-3, 0.05, adam=True),
+    "vit": Recipe(10, 2e-3, 0.05, adam=True),
     "gpt": Recipe(12, 4e-3, 0.05, adam=True, batch=64),
 }
 DIGITS = {k: Recipe(20, r.peak, r.decay, r.adam, batch=32) for k, r in RECIPES.items()}
