@@ -50,7 +50,7 @@ from solvemut.plan import PlanRecord
 
 CACHE = Path("out/accuracy")
 BUDGETS, GAP, TIME_LIMIT = ("0.5", "0.3", "0.15", "0.5+0.5"), 1e-4, 20.0
-STEPS, SAMPLES = 100, 512  # of Torch-Pruning: steps to nothing, and examples for its Hessian at each
+STEPS, SAMPLES = 100, 512  # of Torch-Pruning: steps to nothing, and examples for the gradients of each
 STAGES = {
     "once": "as cut",
     "bn": "batch norm",
@@ -206,7 +206,7 @@ class Peer:
 
     def step(self) -> None:
         """Importances are worked out before the first group is cut; from then on `.grad` carries the tags."""
-        prepare(self.model, self.importance, self.case.batches)
+        prepare(self.model, self.importance, self.examples())
         cut = False
         for group in self.pruner.step(interactive=True):
             if not cut:
@@ -215,6 +215,12 @@ class Peer:
             group.prune()
         if cut:
             self.tags = {k: p.grad for k, p in self.model.named_parameters()}
+
+    def examples(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of the batches that values see as many as count for a step, others at the next one."""
+        batches, n = self.case.batches, max(1, SAMPLES // len(self.case.batches[0][0]))
+        start = self.pruner.current_step * n
+        return [batches[(start + k) % len(batches)] for k in range(min(n, len(batches)))]
 
     def carry(self) -> None:
         for name, p in self.model.named_parameters():
@@ -264,7 +270,7 @@ def prepare(model: nn.Module, importance: str, batches: Iterable[tuple[torch.Ten
             (loss(model(x), y) * (len(x) / n)).backward()
     elif importance == "hessian":
         squares = [torch.zeros_like(p) for p in model.parameters()]
-        singles = [one for x, y in batches for one in zip(x.split(1), y.split(1), strict=True)][:SAMPLES]
+        singles = [one for x, y in batches for one in zip(x.split(1), y.split(1), strict=True)]
         for x, y in singles:
             found = torch.autograd.grad(loss(model(x), y), list(model.parameters()), allow_unused=True)
             for total, g in zip(squares, found, strict=True):
@@ -406,7 +412,7 @@ def run(options: argparse.Namespace, row_of: Callable[[Case, Key, bool], Row] = 
     start, known, data, case = time.perf_counter(), read(options.out), {}, None
     for key in keys(options):
         old = known.get(key)
-        if done(old, options.tune, options.retry):
+        if not options.again and done(old, options.tune, options.retry):
             continue
         if time.perf_counter() - start > options.deadline:
             print("the deadline is over; run again to go on")
@@ -609,6 +615,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tune", action="store_true", help="the short fine-tune after each repair, too")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="data/model/seed/budget/selection/values")
     parser.add_argument("--retry", action="store_true", help="run rows again that failed")
+    parser.add_argument("--again", action="store_true", help="run rows again whatever is there; the last one counts")
     parser.add_argument("--deadline", type=float, default=math.inf, metavar="SECONDS", help="start no row after this")
     parser.add_argument("--cache", type=Path, default=CACHE, help="trained networks (default %(default)s)")
     parser.add_argument("--out", type=Path, help="rows, as JSON lines (default: results.jsonl in the cache)")

@@ -107,6 +107,7 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
     assert runs("--tune") == tuned and runs("--tune") == []
     rows = accuracy.read(tmp_path / "results.jsonl")
     assert len(rows) == 8 and sum("error" in r for r in rows.values()) == 2
+    assert runs("--again", "--only", "*/1/*/uniform/*") == [*tuned[3:], "1 random"]
     assert all(set(r["stages"]) == set(accuracy.STAGES) for r in rows.values() if "error" not in r)
 
 
@@ -134,12 +135,12 @@ def test_the_report_tells_what_is_hit(tmp_path, capsys):
 @pytest.mark.parametrize("name, importance", [("resnet", "magnitude"), ("resnet", "taylor"), ("vit", "hessian")])
 def test_what_torch_pruning_kept(name, importance, digits, monkeypatch):
     pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed")
-    monkeypatch.setattr(accuracy, "SAMPLES", 4)
+    monkeypatch.setattr(accuracy, "SAMPLES", 16)
     monkeypatch.setattr(accuracy, "STEPS", 10)
     torch.manual_seed(0)
     model = nets.build(name, digits).eval()
     case = accuracy.Case("", nets.Trained(model, digits, 0, 0.0, 0.0, 0.0), ["0.7", "0.5"])
-    case.batches = digits.sample(32)
+    case.batches = digits.sample(24, size=8)
     pruned, plan, _ = case.peer(importance).at("0.5")
     assert case.peer(importance).at("0.7")[0].head.in_features >= pruned.head.in_features
     assert accuracy.size(pruned, case.x)["flops"] <= 0.5 * case.size["flops"]
@@ -150,3 +151,5 @@ def test_what_torch_pruning_kept(name, importance, digits, monkeypatch):
             want, cut = want.index_select(dim, torch.tensor(positions)), cut + 1
         assert torch.equal(new, want), k
     assert cut > 10
+    seen = [sum(len(x) for x, _ in case.peer(importance).examples()), case.peer(importance).pruner.current_step]
+    assert seen[0] == 16 and seen[1] > 1
