@@ -271,6 +271,7 @@ def prepare(model: nn.Module, importance: str, batches: Iterable[tuple[torch.Ten
     elif importance == "hessian":
         squares = [torch.zeros_like(p) for p in model.parameters()]
         singles = [one for x, y in batches for one in zip(x.split(1), y.split(1), strict=True)]
+        singles = singles[: max(1, SAMPLES // 4)]
         for x, y in singles:
             found = torch.autograd.grad(loss(model(x), y), list(model.parameters()), allow_unused=True)
             for total, g in zip(squares, found, strict=True):
