@@ -8,23 +8,27 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from ..arguments import real, shown
+from ..arguments import one_of, real, shown
 from ..compile import Curve, Worth
 from ..errors import ValuesError
 from ..graph import Graph
 from .metric import Metric
-from .weights import slice_energies
+from .weights import norm_moments, slice_energies
 
 FLOOR = 1e-3  # of a tensor's energy is shared out evenly, so that units of weight zero count for something
 
 
-def retention(p: float = 2) -> Metric:
+def retention(p: float = 2, tensors: str = "readers") -> Metric:
     """The logarithm of the share of each weight tensor's energy that stays, summed over the tensors a unit stands in.
 
     The energy of a slice is the sum of |w|^p. Tensors of two or more dims count; of a dim that holds units of several
     kinds, such as a concat's, each kind counts its own share. What is worth most goes last, and as a layer empties its
     worth falls without bound: a product over layers of what passes, as in SynFlow (arXiv 2006.05467), made additive.
     Needs no data, and no weights: on the meta device, or where all weights are alike, shares are those of units.
+
+    With tensors="readers" those count that read a unit, each slice times the mean square that norms give the unit
+    (weight^2 + bias^2): the share of what the layer is given; a unit that none reads counts in those that make it. With
+    "all" every tensor counts, as it is.
 
     >>> import torch, solvemut as sm
     >>> model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
@@ -34,17 +38,27 @@ def retention(p: float = 2) -> Metric:
     power = real(p, f"retention(p={shown(p)})", "p is a number above 0", ValuesError)
     if not power > 0:
         raise ValuesError(f"retention(p={p}): p is above 0")
-    return Metric(f"retention(p={power:g})", partial(_retention, p=power))
+    one_of(tensors, "tensors", ("readers", "all"), ValuesError)
+    name = f"retention(p={power:g}{'' if tensors == 'readers' else ', all'})"
+    return Metric(name, partial(_retention, p=power, tensors=tensors))
 
 
-def _retention(model: nn.Module, graph: Graph, p: float) -> Worth:
-    shares: dict[int, list[np.ndarray]] = {}
+def _retention(model: nn.Module, graph: Graph, p: float, tensors: str) -> Worth:
+    read: dict[int, list[np.ndarray]] = {}
+    made: dict[int, list[np.ndarray]] = {}
     cells, member = kinds(graph)
-    for energy in slice_energies(model, graph, p):
-        for k in np.unique(member[np.flatnonzero(energy)]).tolist():
+    moments = norm_moments(model, graph) if tensors == "readers" else np.ones(graph.coupling.n_units)
+    for key, energy in slice_energies(model, graph, p):
+        makes = key in graph.coupling.produced
+        units = np.unique(graph.coupling.units(graph.coupling.sources[key]))
+        for k in np.unique(member[units]).tolist():
             if k >= 0:
-                shares.setdefault(k, []).append(_evened(energy[cells[k]]))
-    curves = [_curve(graph, cells[k], np.stack(found)) for k, found in sorted(shares.items())]
+                found = energy[cells[k]] * (1 if makes else moments[cells[k]])
+                (made if makes else read).setdefault(k, []).append(_evened(found))
+    if tensors == "readers":
+        made = {k: found for k, found in made.items() if k not in read}
+    shares = {k: read.get(k, []) + made.get(k, []) for k in sorted(read.keys() | made.keys())}
+    curves = [_curve(graph, cells[k], np.stack(found)) for k, found in shares.items()]
     return Worth(np.zeros(graph.coupling.n_units), tuple(curves))
 
 

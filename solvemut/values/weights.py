@@ -103,7 +103,7 @@ def over_slices(
     return total
 
 
-def slice_energies(model: nn.Module, graph: Graph, p: float) -> Iterator[np.ndarray]:
+def slice_energies(model: nn.Module, graph: Graph, p: float) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
     """For each parameter dim with units the sum of |w|^p by unit class, up to a factor; tensors of two or more dims.
 
     Where there are no weights to see, on the meta device, every position counts 1.
@@ -126,7 +126,28 @@ def slice_energies(model: nn.Module, graph: Graph, p: float) -> Iterator[np.ndar
             energies = slice_sums(last[1], dim, shape).double().cpu().numpy()
         if not np.isfinite(energies).all():
             raise ValuesError(f"the weights {param.name} are not all finite")
-        yield np.bincount(units.reshape(-1), weights=energies.reshape(-1), minlength=coupling.n_units)
+        found = np.bincount(units.reshape(-1), weights=energies.reshape(-1), minlength=coupling.n_units)
+        yield (value, dim), found
+
+
+def norm_moments(model: nn.Module, graph: Graph) -> np.ndarray:
+    """By unit class the mean square that its norms give it, weight^2 + bias^2, summed over them; 1 where none does."""
+    coupling = graph.coupling
+    tensors = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
+    found, normed = np.zeros(coupling.n_units), np.zeros(coupling.n_units, dtype=bool)
+    for node in coupling.trace.nodes:
+        if not node.op.endswith("_norm"):
+            continue
+        for key in ("weight", "bias"):
+            value = getattr(node.args.get(key), "name", "")
+            p = coupling.trace.params.get(value)
+            w = None if p is None else tensors.get(p.name)
+            if w is None or w.is_meta or (value, 0) not in coupling.sources:
+                continue
+            units = coupling.units(coupling.sources[value, 0]).reshape(-1)
+            np.add.at(found, units, wide(w.detach()).square().cpu().numpy().reshape(-1))
+            normed[units] = True
+    return np.where(normed, found, 1.0)
 
 
 def slice_sums(c: torch.Tensor, dim: int, shape: tuple[int, ...]) -> torch.Tensor:
