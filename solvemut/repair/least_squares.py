@@ -44,10 +44,11 @@ class LeastSquares:
         model, teacher = modules_of(model, teacher, plan)
         enter = torch_settings([p.device for p in model.parameters()])
         ledger = Ledger()
-        with deferred(), enter():
+        with deferred() as interrupts, enter():
             try:
                 with runs.evaluated(model), runs.evaluated(teacher):
                     found = _Run(self, model, teacher, plan, enter, ledger).run()
+                interrupts.poll()
             except BaseException:
                 ledger.keep(0)
                 raise
