@@ -91,7 +91,7 @@ class _Run:
     def _solved(self) -> Solving:
         """The layers, solved in lockstep where that can be done."""
         tasks, self.left = tasks_of(self.model, self.survey, self.of_teacher)
-        sample = Sample(self.how.positions, self.how.seed)
+        sample = Sample(self.how.positions, self.how.seed, self.measure.examples)
 
         def solving() -> Solving:
             indices = self.plan.indices
@@ -148,9 +148,9 @@ def least_squares(
     `batches` are run as `values.taylor` runs them. `loss` says how good the model is on them, as there; without one it
     is the mean squared distance of the outputs to the teacher's. The repaired model is no worse by it: else layers are
     undone, the last ones first. `ridge`: how much the weights that stand count, as a share of the mean square of the
-    inputs, summed over rows. `positions`: of each example at most so many positions count, drawn with `seed`; None:
-    all. `memory`: bytes; where it does not suffice to have all batches under way at once, each layer takes a run of its
-    own.
+    inputs, summed over rows. `positions`: of each example at most so many positions count, drawn with `seed`, and no
+    more than give 32 rows for each column; None: all. `memory`: bytes; where it does not suffice to have all batches
+    under way at once, each layer takes a run of its own.
 
     Raises ValuesError for arguments that make no sense, and PlanMismatchError for a plan of another model. Whatever is
     raised, Ctrl-C included, the model is as it was.

@@ -160,7 +160,7 @@ def test_where_nothing_was_cut_nothing_changes(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("positions", [9, None])
+@pytest.mark.parametrize("positions", [20, None])
 def test_streamed_is_as_in_lockstep(name, positions, monkeypatch):
     teacher, model, plan, x = case(name)
     other = copy.deepcopy(model)
