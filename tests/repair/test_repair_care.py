@@ -12,7 +12,7 @@ from torch import nn
 from training import Injected, assert_untouched, snapshot
 
 import solvemut as sm
-from solvemut.repair.least_squares import _Run
+from solvemut.repair.fit import _Run
 
 F = nn.functional
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import solvemut as sm
 from solvemut.calls import watched
-from solvemut.repair.least_squares import _Run
+from solvemut.repair.fit import _Run
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 

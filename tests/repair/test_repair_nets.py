@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import solvemut as sm
-from solvemut.repair.least_squares import _Run
+from solvemut.repair.fit import _Run
 
 
 class Block(nn.Module):
