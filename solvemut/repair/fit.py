@@ -23,6 +23,7 @@ from .rows import Sample
 from .solving import Ledger, Solving
 from .survey import Survey, tasks_of
 
+THREADS = 4096  # at most, as each forward under way has the threads of its operations besides its own
 UNDONE = "undone: with it the model was worse than before"
 
 
@@ -114,7 +115,8 @@ class _Run:
         """Whether all batches may be under way at once: what is alive of each is some three times its largest layer."""
         surveys = (self.survey, self.of_teacher)
         alive = 3 * n * sum(survey.largest for survey in surveys)
-        return self.survey.alike and not any(s.stateful for s in surveys) and alive <= self.how.memory
+        few = 2 * n * torch.get_num_threads() <= THREADS
+        return few and self.survey.alike and not any(s.stateful for s in surveys) and alive <= self.how.memory
 
     def _undo(self, before: float) -> int:
         """How many of the repaired layers stand: by bisection, the last ones go first."""

@@ -15,7 +15,7 @@ from .normal import wide
 
 BLOCK = 2048  # rows
 ROWS = 32  # for each column: what is left then is larger by 1/32 than with all rows, on data not seen
-TOGETHER = 8  # examples that share the positions drawn for them
+TOGETHER, DRAWS = 8, 64  # at least so many examples share the positions drawn for them; about so many draws suffice
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Sample:
         each = places
         if self.positions is not None:
             each = min(places, self.positions, -(-ROWS * width // self.examples))
-        size = max(1, min(BLOCK // max(1, each), examples if each == places else TOGETHER))
+        together = max(TOGETHER, self.examples // DRAWS)
+        size = max(1, min(BLOCK // max(1, each), examples if each == places else together))
         name = f"{self.seed}/{call.weight}/{call.nr}/{batch}"
-        g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        g = torch.Generator(device="cpu").manual_seed(zlib.crc32(name.encode()))
         for start in range(0, examples, size):
-            at = None if each == places else torch.randperm(places, generator=g)[:each].sort().values
+            at = None if each == places else torch.randperm(places, generator=g, device="cpu")[:each].sort().values
             yield slice(start, min(start + size, examples)), at
 
 

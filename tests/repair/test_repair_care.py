@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import threading
 from typing import Any
 
@@ -85,6 +86,23 @@ def test_a_forward_that_raises_leaves_all_as_it_was(cut, error, n, lockstep, mon
     failing(sm.repair.least_squares(batches), model, teacher, plan, error)
     handle.remove()
     assert raising.n[0] == 0
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_ctrl_c_while_forwards_are_under_way(cut, k):
+    """The signal comes to the main thread, while the forward that sends it goes on in its own."""
+    teacher, model, plan, batches = cut
+    count = [0]
+
+    def interrupt(*_: Any) -> None:
+        count[0] += 1
+        if count[0] == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    handle = model[0].register_forward_hook(interrupt)
+    failing(repairs(batches, None)[k], model, teacher, plan, KeyboardInterrupt)
+    handle.remove()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("error", [Injected, KeyboardInterrupt])

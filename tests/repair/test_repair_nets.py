@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import nets_attention  # noqa: F401  (enters its networks in the table)
+import nets_recurrent  # noqa: F401
+import nets_shapes  # noqa: F401
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import NETS
 from torch import nn
 
 import solvemut as sm
@@ -274,6 +278,25 @@ def test_what_makes_the_whole_worse_is_undone():
     assert report.before == report.after == 0
     assert report.kept == () and "undone" in str(report)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), was, strict=True))
+
+
+TABLE = ["Chain3d", "UpGrouped", "GroupedRegrouped", "InstanceNorm", "InvertedResidual", "FusedQkv", "UNet", "Dense"]
+TABLE += ["EncoderLayer", "ShuffleUnit", "Siamese", "Mixer", "Tagger"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_networks_of_the_table(name, monkeypatch):
+    """Repaired side by side or layer by layer they become the same, and better."""
+    teacher, args = NETS[name].model(), NETS[name].args()
+    model = copy.deepcopy(teacher)
+    plan = sm.prune(model, args, params=0.7)
+    other = copy.deepcopy(model)
+    report = sm.repair.least_squares([(*args, 0)] * 2, positions=None)(model, teacher, plan)
+    assert report.after < report.before
+    monkeypatch.setattr(_Run, "_lockstep", lambda *_: False)
+    sm.repair.least_squares([(*args, 0)] * 2, positions=None)(other, teacher, plan)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
 
 
 @settings(max_examples=25)
