@@ -172,7 +172,7 @@ def test_a_loader_of_more_than_is_held(cut):
     loader = torch.utils.data.DataLoader(torch.randn(600, 2, 8, 8), 50, shuffle=True)
     report = sm.repair.least_squares(loader, memory=2**19)(model, teacher, plan)
     assert report.after < 0.5 * report.before
-    assert report.kept == ("7.weight",)
+    assert report.kept and report.left == {}
 
 
 def test_a_caller_in_autocast_or_inference_mode(cut):

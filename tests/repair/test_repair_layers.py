@@ -215,7 +215,7 @@ def test_projections_of_attention():
     torch.manual_seed(0)
     teacher = Attending().double().eval()
     model, x = copy.deepcopy(teacher), torch.randn(30, 5, 6, dtype=torch.float64)
-    plan = sm.prune(model, x[:2], params=0.6)
+    plan = sm.Mutator(model, x[:2]).resize({"a": -10})
     report = sm.repair.least_squares(x.split(10), ridge=1e-13, positions=None)(model, teacher, plan)
     assert {"attention.in_proj_weight", "attention.out_proj.weight"} <= set(report.kept)
     was, now = {}, {}
