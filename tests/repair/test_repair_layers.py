@@ -206,7 +206,7 @@ class Attending(nn.Module):
         self.c, self.d = nn.Linear(8, 16), nn.Linear(16, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.b(torch.tanh(self.a(x)))
+        x = torch.tanh(self.b(torch.tanh(self.a(x))))
         x = x + self.attention(x, x, x)[0]
         return self.d(torch.tanh(self.c(x)))
 
