@@ -58,8 +58,9 @@ class Measure:
 
     def of(self, model: nn.Module, around: Around | None = None) -> float:
         """The number for a model in eval mode; the forward of batch k runs within `around(k)`."""
-        total, n = 0.0, 0
+        total, n, self.examples = 0.0, 0, 0
         for k, batch in enumerate(self.batches):
+            self.examples += runs.examples_in(batch)
             with contextlib.nullcontext() if around is None else around(k):
                 if self.loss is None:
                     out = runs.forward(model, batch)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import batches as runs
 from ..calls import MAPS, LayerCall, watched
+from ..tracing import python_functions_open
 from .lockstep import Body, Ended, Enter, Pause, walking
 from .solving import Solving
 from .survey import Task
@@ -83,7 +84,7 @@ def in_lockstep(
         solving.begin()
         bodies = [_taught(solving, teacher, batch, loss) for batch in batches]
         bodies += [_repaired(solving, model, batch, loss) for batch in batches]
-        with walking(bodies, enter) as walks:
+        with python_functions_open(), walking(bodies, enter) as walks:  # open till the last of them is over
             while solving.open and not again:
                 pairs = [(walks[k].step(), walks[n + k].step()) for k in range(n)]
                 if len({None if call is None else call.key for pair in pairs for call in pair}) != 1:

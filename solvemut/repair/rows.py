@@ -14,23 +14,34 @@ from ..errors import PlanMismatchError
 from .normal import wide
 
 BLOCK = 2048  # rows
+ROWS = 32  # for each column: what is left then is larger by 1/32 than with all rows, on data not seen
+TOGETHER, DRAWS = 8, 64  # at least so many examples share the positions drawn for them; about so many draws suffice
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Which positions of each example count: at most `positions` of them (None: all), drawn anew for every block."""
+    """Which positions of each example count: at most `positions` (None: all), drawn anew for every few examples.
+
+    There are `examples` in all batches; where they give many more rows than there are columns, fewer positions do.
+    """
 
     positions: int | None
     seed: int
+    examples: int
 
-    def blocks(self, call: LayerCall, batch: int, examples: int, places: int) -> Iterator[tuple[slice, Any]]:
+    def blocks(
+        self, call: LayerCall, batch: int, examples: int, places: int, width: int
+    ) -> Iterator[tuple[slice, Any]]:
         """Slices of the examples, with the positions that count there (None: all). The same whenever it is asked."""
-        each = places if self.positions is None else min(places, self.positions)
-        size = max(1, BLOCK // max(1, each))
+        each = places
+        if self.positions is not None:
+            each = min(places, self.positions, -(-ROWS * width // self.examples))
+        together = max(TOGETHER, self.examples // DRAWS)
+        size = max(1, min(BLOCK // max(1, each), examples if each == places else together))
         name = f"{self.seed}/{call.weight}/{call.nr}/{batch}"
-        g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        g = torch.Generator(device="cpu").manual_seed(zlib.crc32(name.encode()))
         for start in range(0, examples, size):
-            at = None if each == places else torch.randperm(places, generator=g)[:each].sort().values
+            at = None if each == places else torch.randperm(places, generator=g, device="cpu")[:each].sort().values
             yield slice(start, min(start + size, examples)), at
 
 
@@ -53,16 +64,22 @@ class Block:
         return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2) if ones else rows
 
 
-def blocks_of(sample: Sample, batch: int, teacher: LayerCall, call: LayerCall, kept: Sequence[int]) -> list[Block]:
-    """The rows of a call: what the teacher puts out at the outputs `kept`, -1 for those that it does not have."""
+def blocks_of(
+    sample: Sample, batch: int, teacher: LayerCall, call: LayerCall, kept: Sequence[int], width: int
+) -> list[Block]:
+    """The rows of a call: what the teacher puts out at the outputs `kept`, -1 for those that it does not have.
+
+    `width`: how many columns the inputs have.
+    """
     assert teacher.y is not None and call.y is not None
     wanted, found = outputs(teacher, teacher.y), outputs(call, call.y)
     if wanted.shape[:2] != found.shape[:2]:
         raise ValueError("it has other positions than in the teacher")
+    examples, places = found.shape[:2]
     index = torch.tensor(kept, device=wanted.device)
     new = index < 0
     blocks = []
-    for part, at in sample.blocks(call, batch, *found.shape[:2]):
+    for part, at in sample.blocks(call, batch, examples, places, width):
         y, t = (rows[part] if at is None else rows[part][:, at.to(rows.device)] for rows in (found, wanted))
         t = wide(t[..., index.clamp(min=0)])
         lacking = t - wide(y)

@@ -101,8 +101,9 @@ class Solving:
             if max(kept, default=-1) < 0:
                 self.leave(name, "all its outputs are new")
                 return []
+            columns = matrix(call, self.named[name]).shape[2] + 1
             try:
-                found += blocks_of(self.sample, k, teacher, call, kept)
+                found += blocks_of(self.sample, k, teacher, call, kept, columns)
             except ValueError as e:
                 self.leave(name, str(e))
                 return []

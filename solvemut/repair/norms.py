@@ -37,10 +37,10 @@ class BatchNorm:
             name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
         }
         enter = torch_settings([p.device for p in model.parameters()])
-        with deferred(), enter():
+        with deferred() as interrupts, enter():
             with runs.evaluated(model), runs.evaluated(teacher):
                 before, after, found = self._measured(model, teacher, norms)
-            # evaluated has put the old statistics back
+            interrupts.poll()  # evaluated has put the old statistics back
             note = "" if better(after, before) else "undone: with it the model was worse than before"
             rows = [Repaired(name, None, None, not note, note) for name in found]
             for name, statistics in found.items() if not note else ():

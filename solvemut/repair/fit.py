@@ -23,6 +23,7 @@ from .rows import Sample
 from .solving import Ledger, Solving
 from .survey import Survey, tasks_of
 
+THREADS = 4096  # at most, as each forward under way has the threads of its operations besides its own
 UNDONE = "undone: with it the model was worse than before"
 
 
@@ -44,10 +45,11 @@ class LeastSquares:
         model, teacher = modules_of(model, teacher, plan)
         enter = torch_settings([p.device for p in model.parameters()])
         ledger = Ledger()
-        with deferred(), enter():
+        with deferred() as interrupts, enter():
             try:
                 with runs.evaluated(model), runs.evaluated(teacher):
                     found = _Run(self, model, teacher, plan, enter, ledger).run()
+                interrupts.poll()
             except BaseException:
                 ledger.keep(0)
                 raise
@@ -90,7 +92,7 @@ class _Run:
     def _solved(self) -> Solving:
         """The layers, solved in lockstep where that can be done."""
         tasks, self.left = tasks_of(self.model, self.survey, self.of_teacher)
-        sample = Sample(self.how.positions, self.how.seed)
+        sample = Sample(self.how.positions, self.how.seed, self.measure.examples)
 
         def solving() -> Solving:
             indices = self.plan.indices
@@ -113,7 +115,8 @@ class _Run:
         """Whether all batches may be under way at once: what is alive of each is some three times its largest layer."""
         surveys = (self.survey, self.of_teacher)
         alive = 3 * n * sum(survey.largest for survey in surveys)
-        return self.survey.alike and not any(s.stateful for s in surveys) and alive <= self.how.memory
+        few = 2 * n * torch.get_num_threads() <= THREADS
+        return few and self.survey.alike and not any(s.stateful for s in surveys) and alive <= self.how.memory
 
     def _undo(self, before: float) -> int:
         """How many of the repaired layers stand: by bisection, the last ones go first."""
@@ -147,9 +150,9 @@ def least_squares(
     `batches` are run as `values.taylor` runs them. `loss` says how good the model is on them, as there; without one it
     is the mean squared distance of the outputs to the teacher's. The repaired model is no worse by it: else layers are
     undone, the last ones first. `ridge`: how much the weights that stand count, as a share of the mean square of the
-    inputs, summed over rows. `positions`: of each example at most so many positions count, drawn with `seed`; None:
-    all. `memory`: bytes; where it does not suffice to have all batches under way at once, each layer takes a run of its
-    own.
+    inputs, summed over rows. `positions`: of each example at most so many positions count, drawn with `seed`, and no
+    more than give 32 rows for each column; None: all. `memory`: bytes; where it does not suffice to have all batches
+    under way at once, each layer takes a run of its own.
 
     Raises ValuesError for arguments that make no sense, and PlanMismatchError for a plan of another model. Whatever is
     raised, Ctrl-C included, the model is as it was.
