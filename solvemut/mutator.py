@@ -25,6 +25,7 @@ from .problem import Problem, check_fresh
 from .report import one_line, short
 from .requests import asked, budget_of
 from .resizing import Resizing
+from .stages import Stages, step_of, take_over
 from .surgery import Operation, Settling, connect, disconnect, insert, perform, remove
 from .tracing import MODES, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
 from .values import Tracker, Values
@@ -187,6 +188,9 @@ class Mutator:
         progress: bool | None = None,
         verify: str | None = "program",
         on_interrupt: str = "raise",
+        repair: Any = None,
+        refine: int = 0,
+        rounds: int = 1,
     ) -> Plan:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
@@ -197,6 +201,12 @@ class Mutator:
         come as there are; a function draws them (see `Plan.apply`). Ctrl-C during the solve changes nothing: it raises
         KeyboardInterrupt, or with on_interrupt="return" hands back the best plan found by then, not applied, its status
         "interrupted".
+
+        `repair` is one of `solvemut.repair`: what stays is fitted to what the model did before. With `rounds` the
+        budgets are met in geometric steps, the values found anew on the repaired model in between; with `refine` that
+        many plans are made, repaired and measured by the loss of the values (or of the repair), the measurements
+        correct the values, and the plan that measures best is taken; the uniform plan is always among them. The plan is
+        still one, for the model as it was.
         """
         if memory is not None or latency is not None:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
@@ -208,20 +218,37 @@ class Mutator:
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
         check_fresh(self.graph)
-        problem = Problem(self.graph)
-        if init == SPLIT:
-            problem.split()
-        problem.maximize(values)
-        problem.round_to(round_to)
-        problem.keep(*names(keep, "keep"))
-        problem.add(asked(constraints, self.graph))
-        if grow is not None and grow is not False:
-            problem.grow(grow)
-        for cost, limit in ((self.graph.flops, flops), (self.graph.params, params)):
-            if limit is not None:
-                problem.add(budget_of(cost, limit))
-        plan = problem.solve(time_limit, gap, seed, progress, on_interrupt)
-        return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
+        limits = {"flops": flops, "params": params}
+
+        def ask(graph: Graph, part: float) -> Problem:
+            problem = Problem(graph)
+            if init == SPLIT:
+                problem.split()
+            problem.maximize(values)
+            problem.round_to(round_to)
+            problem.keep(*names(keep, "keep"))
+            problem.add(asked(constraints, graph))
+            if grow is not None and grow is not False:
+                problem.grow(grow)
+            for name, limit in limits.items():
+                if limit is not None:
+                    problem.add(step_of(budget_of(self.graph.costs[name], limit), graph.costs[name], part))
+            return problem
+
+        how = (time_limit, gap, seed, progress, on_interrupt)
+        stages = Stages(repair, refine, rounds)
+        if not stages.needed:
+            plan = ask(self.graph, 1.0).solve(*how)
+            return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
+        if self.pending is not None:
+            raise RequestError("prune: repair, refine and rounds run the model, so they do not wait in a lazy block")
+        plan, student = stages.run(self.graph, ask, values, how, drawn)
+        if dry_run or plan.status == "interrupted":
+            return plan
+        with deferred():
+            self.apply(plan, verify, drawn)
+            take_over(self.model, student)
+        return plan
 
     def resize(
         self,

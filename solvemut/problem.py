@@ -164,12 +164,24 @@ class Problem:
         times = compiled.decoder.times(solution)
         return self._plan(solution, times, compiled, time.perf_counter() - start), solution.interrupted
 
-    def worth_of(self, times: np.ndarray) -> float:
+    @property
+    def worth(self) -> Worth:
+        """What keeping each unit is worth, as `maximize` was told."""
+        return worth_of(retention() if self.values is None else self.values, self.graph.model, self.graph)
+
+    @property
+    def values_name(self) -> str:
+        """What a plan says of the values that it was solved for."""
+        if self.values is None:
+            return retention().name
+        return self.values.name if isinstance(self.values, Metric) else "given by the caller"
+
+    def objective_of(self, times: np.ndarray) -> float:
         """The objective of a change that leaves each unit class as often as `times` says (bools or ints)."""
         return self._compiled(self._worth()).objective(times)
 
     def _worth(self) -> Worth:
-        return worth_of(retention() if self.values is None else self.values, self.graph.model, self.graph)
+        return self.worth
 
     def _question(self, worth: Worth, join_requests: bool) -> Question:
         return Question(self.requests, self.multiple, self.frozen, join_requests, slots=self.slots)
@@ -202,7 +214,7 @@ class Problem:
             solver=solution.solver,
             costs=self._costs(times, after),
             notes=(*graph.notes, *compiled.notes, *drawn),
-            values=_values_name(self.values),
+            values=self.values_name,
             graph=after,
             **drawing,
         )
@@ -271,9 +283,3 @@ def check_fresh(graph: Graph) -> None:
             f"the graph of this {graph.trace.root} is stale, the model was changed since: {'; '.join(told[:3])}{more}; "
             "capture it again, or use one Mutator throughout"
         )
-
-
-def _values_name(values: Values) -> str:
-    if values is None:
-        return retention().name
-    return values.name if isinstance(values, Metric) else "given by the caller"

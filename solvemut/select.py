@@ -6,6 +6,7 @@ values given, and `plan.bound` what no choice within the same budgets can exceed
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -66,8 +67,13 @@ def uniform(graph: Graph, values: Values = None, *, time_limit: float = 60.0, se
 
     Which units of a group stay is decided by the values.
     """
-    worth = _worth(graph, values)
-    order = worth.order
+    problem = problem_of(graph, _worth(graph, values), **request)
+    return uniform_of(problem, problem.solve(time_limit, 1e-3, seed), (time_limit, 1e-3, seed))
+
+
+def uniform_of(problem: Problem, best: Plan, how: tuple[Any, ...]) -> Plan:
+    """The uniform plan of a problem that is stated already, beside its optimum; `how` is what `solve` takes."""
+    graph, order = problem.graph, problem.worth.order
 
     def at(share: float) -> Worth:
         curves = []
@@ -77,7 +83,7 @@ def uniform(graph: Graph, values: Values = None, *, time_limit: float = 60.0, se
             curves.append(Curve(ranked, -np.abs(np.arange(n + 1) - share * n) / n))
         return Worth(np.zeros(len(order)), tuple(curves))
 
-    return _largest(graph, worth, at, 1.0, 0.0, request, (time_limit, seed))
+    return _largest(problem, at, 1.0, 0.0, best, how)
 
 
 def global_threshold(
@@ -95,7 +101,9 @@ def global_threshold(
 
     steps = [worth.value, *(c.steps() for c in worth.curves)]
     most = max(float(np.abs(s).max(initial=0.0)) for s in steps)
-    return _largest(graph, worth, at, -most, 2 * most, request, (time_limit, seed))
+    how = (time_limit, 1e-3, seed)
+    problem = problem_of(graph, worth, **request)
+    return _largest(problem, at, -most, 2 * most, problem.solve(*how), how)
 
 
 def _worth(graph: Graph, values: Values) -> Worth:
@@ -103,24 +111,16 @@ def _worth(graph: Graph, values: Values) -> Worth:
 
 
 def _largest(
-    graph: Graph,
-    worth: Worth,
-    at: Callable[[float], Worth],
-    loose: float,
-    tight: float,
-    request: dict[str, Any],
-    how: tuple[float, int],
+    problem: Problem, at: Callable[[float], Worth], loose: float, tight: float, best: Plan, how: tuple[Any, ...]
 ) -> Plan:
     """Bisection: of the plans that a rule makes, from loose to tight, the loosest within the budgets."""
-    time_limit, seed = how
-    best = (first := problem_of(graph, worth, **request)).solve(time_limit, 1e-3, seed)  # and whether there is any
-    problem = problem_of(graph, worth, **request)
+    rule, graph = copy.copy(problem), problem.graph
     limits = [r for r in problem.requests if isinstance(r, Budget)]
-    problem.requests = [r for r in problem.requests if not isinstance(r, Budget)]
+    rule.requests = [r for r in problem.requests if not isinstance(r, Budget)]
 
     def plan_at(x: float) -> tuple[Plan, np.ndarray]:
-        problem.maximize(at(x))
-        plan = problem.solve(time_limit, 1e-3, seed)
+        rule.maximize(at(x))
+        plan = rule.solve(*how)
         return plan, kept_units(graph, plan)
 
     def fits(kept: np.ndarray) -> bool:
@@ -142,7 +142,7 @@ def _largest(
                 plan, kept, tight = found, left, middle
             else:
                 loose = middle
-    return certified(plan, first.worth_of(kept), best)
+    return certified(plan, problem.objective_of(kept), best)
 
 
 def certified(plan: Plan, objective: float, best: Plan) -> Plan:

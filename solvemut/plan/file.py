@@ -42,7 +42,7 @@ from ..edits.forms import (
 from ..errors import PlanMismatchError
 from .copies import check_origins, sources_in
 
-FORMAT, VERSION = "solvemut-plan", 4
+FORMAT, VERSION = "solvemut-plan", 5
 ROOM = 2**31  # elements of one example input, positions of one dim
 
 Data = Mapping[str, Any]
@@ -68,7 +68,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
         raise PlanMismatchError(f"this plan has version {shown(version)}, this solvemut reads up to {VERSION}")
     if "version" in data:
         whole(1, VERSION)("version", version)
-    found = {1: _from_1, 2: _from_2, 3: _from_3}.get(version, dict)(data)  # type: ignore[operator, arg-type]
+    found = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}.get(version, dict)(data)  # type: ignore[operator, arg-type]
     check(found)
     if data["checksum"] != checksum(data):
         raise PlanMismatchError(
@@ -103,7 +103,13 @@ def _from_2(data: dict[str, Any]) -> dict[str, Any]:
 def _from_3(data: dict[str, Any]) -> dict[str, Any]:
     """In version 3 no new unit was a copy."""
     FORM_3("", data)
-    return {**data, "version": VERSION, "copies": {}}
+    return _from_4({**data, "version": 4, "copies": {}})
+
+
+def _from_4(data: dict[str, Any]) -> dict[str, Any]:
+    """In version 4 no loss was measured."""
+    FORM_4("", data)
+    return {**data, "version": VERSION, "trials": []}
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -213,7 +219,9 @@ _ATTRIBUTE = row(text, text, optional(SIZE), INT, INT)
 
 _EDITS: dict[str, Check] = {"edits": each(edit_form), "selection": record(indices=_INDICES)}
 _GROWN: dict[str, Check] = {"fills": mapping(by_dim(fill)), "alters": each(text)}
-FORM = record(**_COMMON, **_EDITS, **_GROWN, copies=mapping(by_dim(record(of=origins, divided=one_of(True, False)))))
+_COPIED: dict[str, Check] = {"copies": mapping(by_dim(record(of=origins, divided=one_of(True, False))))}
+FORM = record(**_COMMON, **_EDITS, **_GROWN, **_COPIED, trials=each(row(text, number(-math.inf))))
+FORM_4 = record(**_COMMON, **_EDITS, **_GROWN, **_COPIED)
 FORM_3 = record(**_COMMON, **_EDITS, **_GROWN)
 FORM_2 = record(**_COMMON, **_EDITS)
 FORM_1 = record(**_COMMON, indices=_INDICES, attributes=each(_ATTRIBUTE))

@@ -67,6 +67,7 @@ class PlanRecord:
     fills: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)  # what new slices hold: see `fill`
     copies: Mapping[str, Mapping[int, Copies]] = field(default_factory=dict)  # the new slices that copy old ones
     alters: tuple[str, ...] = ()  # why outputs may not be what they were; nothing: they are
+    trials: tuple[tuple[str, float], ...] = ()  # plans that were tried and the loss measured of each, this one first
 
     @property
     def indices(self) -> Mapping[str, Mapping[int, Index]]:
@@ -106,6 +107,9 @@ class PlanRecord:
             table(["resource", "before", "after", "kept", "budget"], costs, right=[1, 2, 3, 4]),
             table(["layer", "before", "after", "kept"], rows, right=[1, 2, 3]),
         ]
+        if self.trials:
+            tried = [[title, f"{loss:.6g}"] for title, loss in self.trials]
+            parts.append(table(["measured plan", "loss"], tried, right=[1]))
         if attributes:
             parts.append(table(["attribute", "before", "after"], attributes, right=[1, 2]))
         if self.copies:
@@ -140,6 +144,7 @@ class PlanRecord:
             "fills": {k: {str(d): i for d, i in v.items()} for k, v in self.fills.items()},
             "copies": {k: {str(d): c.to_data() for d, c in v.items()} for k, v in self.copies.items()},
             "alters": list(self.alters),
+            "trials": [list(t) for t in self.trials],
             "shapes": {k: [list(a), list(b)] for k, (a, b) in self.shapes.items()},
             "costs": {k: [c.before, c.after, c.budget] for k, c in self.costs.items()},
             "notes": list(self.notes),
@@ -178,6 +183,7 @@ class PlanRecord:
             fills={k: {int(d): i for d, i in v.items()} for k, v in data["fills"].items()},
             copies={k: {int(d): Copies(**c) for d, c in v.items()} for k, v in data["copies"].items()},
             alters=tuple(data["alters"]),
+            trials=tuple((title, loss) for title, loss in data["trials"]),
             shapes={k: (tuple(a), tuple(b)) for k, (a, b) in data["shapes"].items()},
             costs={k: PlanCost(*v) for k, v in data["costs"].items()},
             notes=tuple(data["notes"]),

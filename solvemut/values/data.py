@@ -100,7 +100,7 @@ def of_data(
     if loss is None:
         raise ValuesError(f"{name}: give a loss, a function of output and target, or of model and batch")
     runs.check(name, batches, loss)
-    return Metric(name, partial(score, batches=batches, loss=loss), normalize)
+    return Metric(name, partial(score, batches=batches, loss=loss), normalize, data=(batches, loss))
 
 
 def activation(batches: Iterable[Any], loss: Callable[..., torch.Tensor], normalize: str | None = None) -> Metric:

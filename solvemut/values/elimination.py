@@ -78,15 +78,16 @@ def reconstruction(
     runs.check(name, batches, loss)
     damping = real(ridge, f"reconstruction(ridge={shown(ridge)})", "ridge is a number of at least 0", ValuesError)
     most = whole(positions, f"reconstruction(positions={shown(positions)})", 1, ValuesError)
+    batches = runs.again(batches)
     found = partial(
         _reconstruction,
-        batches=runs.again(batches),
+        batches=batches,
         loss=loss,
         ridge=damping,
         look=_Look(most, whole(seed, f"seed={shown(seed)}", 0, ValuesError), progress),
         memory=whole(memory, f"memory={shown(memory)}", 1, ValuesError),
     )
-    return Metric(name, found, keeps=True)
+    return Metric(name, found, keeps=True, data=None if loss is None else (batches, loss))
 
 
 @dataclass(frozen=True)

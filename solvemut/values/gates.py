@@ -41,8 +41,9 @@ def fisher(batches: Iterable[Any], loss: runs.Loss, reduction: str = "mean", pro
     name = "fisher(batches, loss)"
     checked(name, batches, loss)
     one_of(reduction, "reduction", ("mean", "sum"), ValuesError)
-    score = partial(_fisher, batches=runs.again(batches), loss=loss, reduction=reduction, progress=progress)
-    return Metric(name, score, keeps=True)
+    batches = runs.again(batches)
+    score = partial(_fisher, batches=batches, loss=loss, reduction=reduction, progress=progress)
+    return Metric(name, score, keeps=True, data=(batches, loss))
 
 
 def checked(name: str, batches: Any, loss: Any) -> None:

@@ -31,6 +31,7 @@ class Metric:
     score: Callable[[nn.Module, Graph], np.ndarray | Worth]
     normalize: str | None = None
     keeps: bool = False
+    data: tuple[Any, Any] | None = field(default=None, compare=False, repr=False)  # batches and loss, of such a metric
     memo: dict[str, Worth] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ def measured(
     batches = runs.again(batches)
     order = fisher(batches, loss, progress=progress) if order is None else order
     score = partial(_measured, batches=batches, loss=loss, order=order, points=n, repair=repair, progress=progress)
-    return Metric(name, score, keeps=True)
+    return Metric(name, score, keeps=True, data=(batches, loss))
 
 
 def _measured(

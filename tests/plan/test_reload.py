@@ -61,7 +61,7 @@ def test_json_round_trip_keeps_everything():
         assert getattr(again, field) == getattr(plan, field), field
     assert str(again) == str(plan)
     data = json.loads(plan.to_json())
-    assert data["version"] == 4 and data["format"] == "solvemut-plan"
+    assert data["version"] == 5 and data["format"] == "solvemut-plan"
 
 
 class Saved(nn.Module):
@@ -90,7 +90,7 @@ def test_a_file_of_version_1_loads_prints_and_applies():
     assert [[e.module, e.name, e.index, e.before, e.after] for e in plan.edits] == old["attributes"] != []
     assert {"parts[0] 4 3", "heads 3 2"} <= {" ".join(line.split()) for line in str(plan).splitlines()}
     again = sm.Plan.from_json(plan.to_json())
-    assert again == plan and str(again) == str(plan) and json.loads(plan.to_json())["version"] == 4
+    assert again == plan and str(again) == str(plan) and json.loads(plan.to_json())["version"] == 5
     models = [Saved(), Saved()]
     models[1].load_state_dict(models[0].state_dict())
     for model, one in zip(models, (plan, again), strict=True):

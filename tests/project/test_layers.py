@@ -40,6 +40,8 @@ LAYERS: dict[str, set[str]] = {
     "apply": {"interrupts", "plan", "tracing"},
     "problem": {"apply", "compile", "progress", "values"},
     "select": {"problem"},
+    "refine": {"select"},
+    "stages": {"refine", "repair"},
     "resizing": {"problem"},
     "surgery": {"building", "resizing"},
     "kernels": {"apply"},
@@ -64,7 +66,7 @@ TORCH = {
     "repair",
     *FACADES,
 }
-TORCH |= {"search", "select"}
+TORCH |= {"refine", "search", "select", "stages"}
 ORTOOLS = {"solver", "program"}
 
 
