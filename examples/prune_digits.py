@@ -1,15 +1,18 @@
 """Train a small network on handwritten digits, prune it to 40 % of its FLOPs and 50 % of its parameters, compare.
 
-The network has a residual, a concat and a depthwise part, so its layers cannot be pruned one by one. Six ways to say
-what stays meet the same two budgets on the same trained network, and each pruned network trains on with the optimizer
-it was trained with:
+The network has a residual, a concat and a depthwise part, so its layers cannot be pruned one by one. Seven ways to say
+what stays meet the same two budgets on the same trained network:
 
-* optimal, magnitude: the most L2 magnitude that fits the budgets, proven to a gap of 0
-* optimal, Taylor:    the same program, with the first-order Taylor value of each unit on training data
-* optimal, floors:    the same again, with a constraint that every layer keeps a third of its units
-* uniform:            every layer to the same ratio, the largest that fits; the units of largest magnitude stay
-* global threshold:   every unit above one threshold of magnitude, the lowest that fits
-* random:             units in random order, as many as fit
+* optimal, reconstruction: the least loss, as the layers that read a unit can make up for it, proven to a gap of 0
+* optimal, retention:      the same program, with the share of the weights that stays; it sees no data
+* optimal, Taylor:         the same program, with the first-order Taylor value of each unit on training data
+* optimal, magnitude:      the most L2 magnitude that fits
+* uniform:                 every layer to the same ratio, the largest that fits; the units of largest magnitude stay
+* global threshold:        every unit above one threshold of magnitude, the lowest that fits
+* random:                  every layer to the same ratio, units in random order
+
+Each pruned network is measured as it was cut, then repaired without any training (its layers are fitted to what the
+trained network does, by least squares), and then trained on with the optimizer it was trained with.
 
 Run it: ``python examples/prune_digits.py``. It needs no download: the digits ship with scikit-learn.
 """
@@ -22,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,93 +150,50 @@ def accuracy(model: nn.Module, data: Digits) -> float:
     return 100 * (model(data.test_x).argmax(1) == data.test_y).double().mean().item()
 
 
-# -- six ways to choose what stays, each within the same two budgets -------------------------------------------------
+# -- seven ways to choose what stays, each within the same two budgets -----------------------------------------------
 
-Method = Callable[[nn.Module, torch.optim.Optimizer, Digits, int], sm.Plan]
-
-
-def optimal_magnitude(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
-    values = sm.values.magnitude(p=2, normalize="mean")
-    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, gap=0, optimizer=optimizer)
+Method = Callable[[sm.Graph, Digits, int], sm.Plan]
+BUDGETS: dict[str, Any] = {"flops": FLOPS, "params": PARAMS}
 
 
-def optimal_taylor(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
-    values = sm.values.taylor(data.batches(), lambda model, batch: loss(model(batch[0]), batch[1]))
-    return sm.prune(model, data.train_x[:1], flops=FLOPS, params=PARAMS, values=values, gap=0, optimizer=optimizer)
+def examples(data: Digits) -> list[tuple[Tensor, Tensor]]:
+    """The training images that values and repairs look at."""
+    return list(zip(data.train_x.split(100), data.train_y.split(100), strict=True))
 
 
-def optimal_floors(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
-    values = sm.values.taylor(data.batches(), lambda model, batch: loss(model(batch[0]), batch[1]))
-    return sm.prune(
-        model,
-        data.train_x[:1],
-        flops=FLOPS,
-        params=PARAMS,
-        values=values,
-        gap=0,
-        optimizer=optimizer,
-        constraints=lambda graph: [3 * v.out >= v.nout for v in graph.vertices if v.makes_units],
-    )
+def optimal_reconstruction(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
+    return sm.select.optimal(graph, sm.values.reconstruction(examples(data), loss), gap=0, **BUDGETS)
 
 
-def uniform(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
-    """Every layer to the same ratio: constraints fix the sizes, the program says only which units stay."""
-    graph = sm.capture(model, data.train_x[:1])
-    layers = [v for v in graph.vertices if v.makes_units and not graph.frozen_because(v)]
-
-    def at(cut: float) -> sm.Plan:
-        problem = sm.Problem(graph)
-        problem.add([v.out == max(1, round((1 - cut) * v.nout)) for v in layers])
-        return problem.solve()
-
-    return applied(least_cut(at, 0.0, 1.0), model, optimizer)
+def optimal_retention(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
+    return sm.select.optimal(graph, sm.values.retention(), gap=0, **BUDGETS)
 
 
-def global_threshold(
-    model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int, metric: sm.values.Metric | None = None
-) -> sm.Plan:
-    """Every unit worth more than a threshold; the most valuable unit of a layer stays whatever it is worth."""
-    graph = sm.capture(model, data.train_x[:1])
-    worth = sm.values.unit_values(metric or sm.values.magnitude(p=2, normalize="mean"), model, graph)
-
-    def at(threshold: float) -> sm.Plan:
-        problem = sm.Problem(graph)  # without budgets, the optimum keeps exactly the units of positive value
-        problem.maximize(sm.values.Metric("above threshold", lambda model, graph: worth - threshold))
-        return problem.solve()
-
-    return applied(least_cut(at, 0.0, float(worth.max())), model, optimizer)
+def optimal_taylor(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
+    return sm.select.optimal(graph, sm.values.taylor(examples(data), loss), gap=0, **BUDGETS)
 
 
-def random(model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, seed: int) -> sm.Plan:
-    return global_threshold(model, optimizer, data, seed, sm.values.random(seed))
+def optimal_magnitude(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
+    return sm.select.optimal(graph, sm.values.magnitude(p=2), gap=0, **BUDGETS)
 
 
-def least_cut(plan_at: Callable[[float], sm.Plan], low: float, high: float, steps: int = 16) -> sm.Plan:
-    """Bisection: the plan within both budgets that cuts least, for plans that shrink as the number grows."""
-    best = plan_at(high)
-    for _ in range(steps):
-        middle = (low + high) / 2
-        plan = plan_at(middle)
-        if within_budgets(plan):
-            best, high = plan, middle
-        else:
-            low = middle
-    return best
+def uniform(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
+    return sm.select.uniform(graph, sm.values.magnitude(p=2), **BUDGETS)
 
 
-def within_budgets(plan: sm.Plan) -> bool:
-    return all(plan.costs[n].after <= part * plan.costs[n].before for n, part in (("flops", FLOPS), ("params", PARAMS)))
+def global_threshold(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
+    return sm.select.global_threshold(graph, sm.values.magnitude(p=2), **BUDGETS)
 
 
-def applied(plan: sm.Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> sm.Plan:
-    plan.apply(model, optimizer)
-    return plan
+def random(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
+    return sm.select.uniform(graph, sm.values.random(seed), **BUDGETS)
 
 
 METHODS: dict[str, Method] = {
-    "optimal, magnitude": optimal_magnitude,
+    "optimal, reconstruction": optimal_reconstruction,
+    "optimal, retention": optimal_retention,
     "optimal, Taylor": optimal_taylor,
-    "optimal, floors": optimal_floors,
+    "optimal, magnitude": optimal_magnitude,
     "uniform": uniform,
     "global threshold": global_threshold,
     "random": random,
@@ -250,8 +211,9 @@ class Outcome:
     seed: int
     plan: sm.Plan
     dense: float  # accuracy in percent: as trained,
-    before: float  # pruned,
-    after: float  # pruned and trained on
+    cut: float  # pruned,
+    repaired: float  # and repaired,
+    tuned: float  # and trained on
 
     def share(self, resource: str) -> float:
         cost = self.plan.costs[resource]
@@ -259,21 +221,28 @@ class Outcome:
 
 
 def one_seed(seed: int, epochs: int, tune: int) -> list[Outcome]:
-    """Train one network; prune a copy of it by each method and let the copy's own optimizer train it on."""
+    """Train one network; prune a copy of it by each method, repair it, and let its own optimizer train it on."""
     torch.manual_seed(seed)
     data = Digits.load(seed)
     model = DigitsNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     train(model, optimizer, data, epochs, peak=0.1)
     dense, outcomes = accuracy(model, data), []
+    repair = sm.repair.least_squares(examples(data))
     for name, method in METHODS.items():
         pruned, same_optimizer = copy.deepcopy((model, optimizer))  # together, so that the copies belong together
+        plan = method(sm.capture(model, data.train_x[:1]), data, seed)
+        plan.apply(pruned, same_optimizer)
+        cut = accuracy(pruned, data)
+        repair(pruned, model, plan)
+        repaired = accuracy(pruned, data)
         torch.manual_seed(seed)
-        plan = method(pruned, same_optimizer, data, seed)
-        before = accuracy(pruned, data)
         train(pruned, same_optimizer, data, tune, peak=0.05)
-        outcomes.append(Outcome(name, seed, plan, dense, before, accuracy(pruned, data)))
+        outcomes.append(Outcome(name, seed, plan, dense, cut, repaired, accuracy(pruned, data)))
     return outcomes
+
+
+STAGES = ("cut", "repaired", "tuned")
 
 
 def spread(numbers: list[float]) -> str:
@@ -289,37 +258,38 @@ def report(outcomes: list[Outcome]) -> str:
         f"Test accuracy in percent, mean ± standard deviation over {seeds} seeds; as trained:"
         f" {spread([outcome.dense for outcome in next(iter(by.values()))])}",
         "",
-        f"{'method':<20} {'FLOPs':>7} {'params':>7}  {'pruned':>14}  {'fine-tuned':>14}",
+        f"{'method':<24} {'FLOPs':>7} {'params':>7}  {'pruned':>14}  {'repaired':>14}  {'fine-tuned':>14}",
     ]
     for name, rows in by.items():
         flops, params = (max(row.share(resource) for row in rows) for resource in ("flops", "params"))
-        before, after = spread([row.before for row in rows]), spread([row.after for row in rows])
-        lines.append(f"{name:<20} {flops:7.2%} {params:7.2%}  {before:>14}  {after:>14}")
+        found = [spread([getattr(row, when) for row in rows]) for when in STAGES]
+        lines.append(f"{name:<24} {flops:7.2%} {params:7.2%}  {'  '.join(f'{text:>14}' for text in found)}")
     first, *others = by
     lines += ["", f"{first} minus ... in points, seed by seed (seeds won, drawn, lost)"]
     for name in others:
         cells = []
-        for when in ("before", "after"):
+        for when in STAGES:
             gaps = [getattr(a, when) - getattr(b, when) for a, b in zip(by[first], by[name], strict=True)]
             won, lost = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
             cells.append(f"{spread(gaps):>14} ({won}, {seeds - won - lost}, {lost})")
-        lines.append(f"{name:<20}                  {'  '.join(cells)}")
+        lines.append(f"{name:<24}  {'  '.join(cells)}")
     return "\n".join(lines)
 
 
 def figure(outcomes: list[Outcome], path: Path) -> None:
-    """Accuracy before and after the fine-tune (a point per seed, a bar for the mean), and the widths that are left."""
+    """Accuracy at each stage (a point per seed, a bar for the mean), and the widths that are left."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5), width_ratios=(2, 2, 4), layout="constrained")
+    fig, all_axes = plt.subplots(1, 4, figsize=(18, 5), width_ratios=(2, 2, 2, 5), layout="constrained")
+    *left, right = all_axes
     names = list(METHODS)
     colours = [f"C{nr}" for nr in range(len(names))]
     dense = float(np.mean([outcome.dense for outcome in outcomes]))
-    for axes, when, title in ((left, "before", "pruned"), (middle, "after", "fine-tuned")):
+    for axes, when, title in zip(left, STAGES, ("pruned", "repaired", "fine-tuned"), strict=True):
         for nr, name in enumerate(names):
             found = [getattr(outcome, when) for outcome in outcomes if outcome.method == name]
             axes.scatter([nr] * len(found), found, s=18, alpha=0.6, c=colours[nr])
@@ -332,8 +302,8 @@ def figure(outcomes: list[Outcome], path: Path) -> None:
     for nr, name in enumerate(names):
         plans = [outcome.plan for outcome in outcomes if outcome.method == name]
         kept = [np.mean([plan.sizes[layer][1] / plan.sizes[layer][0] for plan in plans]) for layer in layers]
-        at = np.arange(len(layers)) + (nr - (len(names) - 1) / 2) * 0.14
-        right.bar(at, 100 * np.array(kept), width=0.13, color=colours[nr], label=name)
+        at = np.arange(len(layers)) + (nr - (len(names) - 1) / 2) * 0.12
+        right.bar(at, 100 * np.array(kept), width=0.11, color=colours[nr], label=name)
     right.set_xticks(range(len(layers)), [layer.replace(".", "\n") for layer in layers], fontsize=8)
     right.set(ylabel="channels kept, %", title=f"{FLOPS:.0%} of the FLOPs, {PARAMS:.0%} of the parameters: widths")
     right.legend(fontsize=8, ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, -0.1))

@@ -169,6 +169,11 @@ class Problem:
         """What keeping each unit is worth, as `maximize` was told."""
         return worth_of(retention() if self.values is None else self.values, self.graph.model, self.graph)
 
+    def times(self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0) -> np.ndarray:
+        """How often the solution has each unit class, without drawing up a plan."""
+        compiled = self._compiled(self._worth())
+        return compiled.decoder.times(compiled.program.solve(time_limit=time_limit, gap=gap, seed=seed))
+
     @property
     def values_name(self) -> str:
         """What a plan says of the values that it was solved for."""

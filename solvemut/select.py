@@ -118,31 +118,34 @@ def _largest(
     limits = [r for r in problem.requests if isinstance(r, Budget)]
     rule.requests = [r for r in problem.requests if not isinstance(r, Budget)]
 
-    def plan_at(x: float) -> tuple[Plan, np.ndarray]:
+    def left_at(x: float) -> np.ndarray:
         rule.maximize(at(x))
-        plan = rule.solve(*how)
-        return plan, kept_units(graph, plan)
+        return rule.times(*how[:3]) > 0
 
     def fits(kept: np.ndarray) -> bool:
         counts = [(b, b.cost.count(graph.coupling, kept)) for b in limits]
         return all(n <= b.limit if b.sense == "<=" else n >= b.limit for b, n in counts)
 
-    plan, kept = plan_at(loose)
-    if not fits(kept):
-        plan, kept = plan_at(tight)
+    found, most = loose, left_at(loose)
+    if not fits(most):
+        found, kept = tight, left_at(tight)
         if not fits(kept):
             raise InfeasibleError(
                 f"no threshold of this rule meets the budgets {', '.join(map(str, limits))}; another rule can",
                 [str(b) for b in limits],
             )
         for _ in range(STEPS):
-            middle = (loose + tight) / 2
-            found, left = plan_at(middle)
+            if (most != kept).sum() <= 1:
+                break
+            middle = (loose + found) / 2
+            left = left_at(middle)
             if fits(left):
-                plan, kept, tight = found, left, middle
+                found, kept = middle, left
             else:
-                loose = middle
-    return certified(plan, problem.objective_of(kept), best)
+                loose, most = middle, left
+    rule.maximize(at(found))
+    plan = rule.solve(*how)
+    return certified(plan, problem.objective_of(kept_units(graph, plan)), best)
 
 
 def certified(plan: Plan, objective: float, best: Plan) -> Plan:
