@@ -469,7 +469,8 @@ class Mutator:
                 check_fresh(self.graph)  # says so, where the model was changed by somebody else
                 raise
             graph = self.graph if plan.graph is None else plan.graph
-            graph = replace(graph, model=self.model, seen=seen(self.model, graph.trace))
+            model = unwrapped(self.model)
+            graph = replace(graph, model=model, seen=seen(model, graph.trace))
             self._done(replace(plan, graph=None), graph)  # without the graphs, which are large
         return plan
 
@@ -515,7 +516,7 @@ class Mutator:
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
         other.optimizer, other.followers, other.trackers = None, (), ()
-        other.graph = replace(self.graph, model=other.model)
+        other.graph = replace(self.graph, model=unwrapped(other.model))
         return other
 
 

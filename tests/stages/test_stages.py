@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +48,7 @@ def ready(seed: int = 0) -> tuple[nn.Sequential, torch.optim.Optimizer, sm.Mutat
     trained(model, optimizer)
     model[1].eval()
     model[3].bias.requires_grad_(False)
-    return model, optimizer, sm.Mutator(model, X[:2], optimizer)
+    return model, optimizer, sm.Mutator(model, X[:2], optimizer=optimizer)
 
 
 def fitted(**more: Any) -> Any:
@@ -82,7 +84,7 @@ class Spy(sm.values.Metric):
 def test_the_model_is_repaired_and_the_plan_is_as_without(repair):
     model, _, mut = ready()
     teacher = copy.deepcopy(model)
-    before = {**state(teacher)}
+    before = state(teacher)
     plan = mut.prune(params=0.6, repair=repair())
     wanted = copy.deepcopy(teacher)
     plain = sm.Mutator(teacher, X[:2]).prune(params=0.6, dry_run=True)
@@ -181,6 +183,35 @@ def test_under_inference_mode_gradients_are_found_and_the_model_can_be_trained()
     with torch.inference_mode():
         mut.prune(params=0.6, values=sm.values.fisher(BATCHES, LOSS), repair=fitted(), rounds=2)
     trained(model, optimizer)
+
+
+def test_a_graph_that_is_still_held_disturbs_no_training():
+    model = net()
+    held = LOSS(model(X), torch.arange(48) % 3)  # knows the old shapes, also of what is frozen by now
+    for p in model[3].parameters():
+        p.requires_grad_(False)
+    sm.prune(model, X[:2], params=0.5, values=sm.values.reconstruction(BATCHES, LOSS), repair=fitted())
+    for p in model[3].parameters():
+        p.requires_grad_(True)
+    LOSS(model(X), torch.arange(48) % 3).backward()
+    assert held.grad_fn is not None and all(p.grad.shape == p.shape for p in model.parameters())
+
+
+def test_a_metric_leaves_no_graph_behind():
+    model, places = net(), []
+
+    def loss(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        places.append(weakref.ref(out))
+        return LOSS(out, y)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for values in (sm.values.reconstruction(BATCHES, loss), sm.values.fisher(BATCHES, loss)):
+            sm.values.worth_of(values, model, sm.capture(model, X[:2]))
+            assert places and all(place() is None for place in places)
+    finally:
+        gc.enable()
 
 
 def test_gradients_that_a_metric_asks_for():
@@ -293,7 +324,7 @@ def test_a_budget_that_no_round_can_meet_changes_nothing():
 
 def test_rounds_that_let_layers_grow():
     model, _, mut = ready()
-    plan = mut.prune(params=0.9, rounds=2, grow=2, values={"0": 1}.get and (lambda v: 5.0 if v.name == "3" else 1.0))
+    plan = mut.prune(params=0.9, rounds=2, grow=2, values=lambda v: 5.0 if v.name == "3" else 1.0)
     assert plan.sizes["3"][1] > 12 and plan.costs["params"].after <= 0.9 * plan.costs["params"].before
     model.eval()(X)
 
@@ -324,7 +355,7 @@ def test_the_plan_that_measures_best_is_taken(name):
     fitted()(again, teacher, plan)
     assert runs.mean_loss(again, BATCHES, LOSS) == losses[0]
     assert same(again, model)
-    problem = sm.Problem(replaced(graph, teacher))
+    problem = sm.Problem(sm.capture(teacher, X[:2]))
     problem.maximize(values)
     assert plan.objective == pytest.approx(problem.objective_of(kept_units(graph, plan)), rel=1e-9, abs=1e-12)
     assert plan.objective <= plan.bound and plan.status in ("optimal", "feasible")
@@ -333,11 +364,7 @@ def test_the_plan_that_measures_best_is_taken(name):
     assert again.trials == plan.trials and f"{titles[0]}" in str(plan) and "measured plan" in str(again)
 
 
-def replaced(graph: Any, model: nn.Module) -> Any:
-    return sm.capture(model, X[:2])
-
-
-def test_the_optimum_is_measured_first_and_is_that_without_refining(monkeypatch):
+def test_the_optimum_is_measured_first_and_is_that_without_refining():
     for values in (sm.values.fisher(BATCHES, LOSS), sm.values.reconstruction(BATCHES, LOSS)):
         _, _, mut = ready()
         plain = mut.prune(params=0.4, values=values, dry_run=True)
@@ -371,9 +398,8 @@ def test_batches_that_are_used_up_once_are_kept():
 
 
 def test_one_seed_gives_one_plan():
-    found = [ready()[2].prune(params=0.4, refine=5, repair=fitted(), seed=seed) for seed in (4, 4, 5)]
-    assert found[0].trials == found[1].trials and found[0].indices == found[1].indices
-    assert found[0].trials != found[2].trials
+    a, b = (ready()[2].prune(params=0.4, refine=5, repair=fitted(), seed=4) for _ in range(2))
+    assert a.trials == b.trials and a.indices == b.indices and a.notes == b.notes
 
 
 def test_refine_in_rounds_measures_in_each():
@@ -518,7 +544,7 @@ def test_a_lazy_block_refuses(more):
     assert_untouched(before, state(model, optimizer))
     with mut.lazy():
         mut.prune(params=0.5, rounds=1, refine=0, repair=None)
-    assert mut.graph.params.now < 0.6 * len(mut.history) * sum(a for a in [mut.history[0].costs["params"].before])
+    assert len(mut.history) == 1 and mut.graph.params.now <= 0.5 * mut.history[0].costs["params"].before
 
 
 def test_followers_and_trackers_follow():
@@ -546,10 +572,6 @@ def test_who_is_told_of_a_change_sees_the_repaired_model():
     mut = sm.Mutator(model, X[:2], after_change=lambda vertex, plan: seen.append(copy.deepcopy(model)))
     mut.prune(params=0.4, repair=fitted())
     assert seen and all(same(m, model) for m in seen)
-
-
-class Interrupting(sm.values.Metric):
-    pass
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
