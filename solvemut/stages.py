@@ -59,7 +59,7 @@ class Stages:
         if not (values is None or isinstance(values, Metric) or callable(values)):
             raise RequestError(f"rounds={self.rounds}: values are found anew in each; give a metric, or a function")
         if not (constraints is None or callable(constraints)):
-            raise RequestError(f"rounds={self.rounds}: each has a graph of its own; give constraints as a function of it")
+            raise RequestError(f"rounds={self.rounds}: graphs differ; give constraints as a function of one")
 
     def run(self, graph: Graph, ask: Ask, values: Values, how: tuple[Any, ...], init: Init | None) -> Any:
         """The plan for the model as it is, and the pruned and repaired copy. Nothing else is changed."""
@@ -81,8 +81,9 @@ class Stages:
         given = values.data if isinstance(values, Metric) else None
         repair = repair_of(self.repair)
         for part in repair.parts if isinstance(repair, Chain) else [repair]:
-            if given is None and getattr(part, "loss", None) is not None and hasattr(part, "batches"):
-                given = (part.batches, part.loss)
+            loss, data = getattr(part, "loss", None), getattr(part, "batches", None)
+            if given is None and loss is not None and data is not None:
+                given = (data, loss)
         if given is None:
             raise RequestError(
                 f"refine={self.refine} measures plans by the loss, but neither the values nor the repair has one; give "
@@ -110,7 +111,7 @@ class _Run:
     def made(self, plan: Plan, model: nn.Module) -> Report | None:
         """Change a copy and repair it."""
         plan.apply(model, verify=self.stages.verify, init=self.init)
-        if self.repair is None:
+        if self.repair is None or plan.graph is None:
             return None
         found = self.repair(model, self.teacher, self.composed(plan))
         try:
@@ -137,6 +138,7 @@ class _Run:
         """Take a round's plan."""
         report = self.made(plan, self.student)
         self.plan = self.composed(plan)
+        assert plan.graph is not None
         self.after = plan.graph
         self.graph = replace(plan.graph, model=self.student, seen=seen(self.student, plan.graph.trace))
         if report is not None:

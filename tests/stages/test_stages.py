@@ -164,7 +164,7 @@ def test_a_repair_leaves_sizes_alone():
 
     model, optimizer, mut = ready()
     before = state(model, optimizer)
-    with pytest.raises(ValuesError, match="grown.*sizes are the plan's"):
+    with pytest.raises(ValuesError, match=r"grown.*sizes are the plan's"):
         mut.prune(params=0.6, repair=grown)
     assert_untouched(before, state(model, optimizer))
 
@@ -301,7 +301,7 @@ def test_values_of_one_graph_do_not_do_for_rounds(values):
         mut.prune(params=0.5, values=values, rounds=2)
     with pytest.raises(RequestError, match="rounds=2: values"):
         mut.prune(params=0.5, values=sm.values.worth_of(None, model, mut.graph), rounds=2)
-    with pytest.raises(RequestError, match="rounds=2.*constraints as a function"):
+    with pytest.raises(RequestError, match=r"rounds=2.*constraints as a function"):
         mut.prune(params=0.5, constraints=[mut.graph["0"].out >= 4], rounds=2)
     assert_untouched(before, state(model, optimizer))
     mut.prune(params=0.5, values=lambda vertex: np.arange(vertex.nout), rounds=2)
@@ -378,7 +378,7 @@ def test_without_a_loss_there_is_nothing_to_measure_by():
     model, optimizer, mut = ready()
     before = state(model, optimizer)
     for more in ({}, {"repair": sm.repair.batch_norm(BATCHES)}, {"values": sm.values.reconstruction(BATCHES)}):
-        with pytest.raises(RequestError, match="give values=.*or a repair with loss="):
+        with pytest.raises(RequestError, match=r"give values=.*or a repair with loss="):
             mut.prune(params=0.5, refine=3, **more)
     assert_untouched(before, state(model, optimizer))
 
@@ -501,12 +501,12 @@ def request(kind: str, n: int) -> tuple[dict[str, Any], Any]:
 
 @pytest.mark.parametrize("kind", ["loss", "loss of the repair", "repair", "batches"])
 def test_a_failure_leaves_all_as_it_was(kind):
-    more = {"params": 0.4, "refine": 3, "rounds": 2}
+    more = {"params": 0.4, "refine": 2, "rounds": 2}
     asked, counter = request(kind, 10**9)
     ready()[2].prune(**more, **asked)
     calls = 10**9 - counter.left
-    assert calls > 6
-    for n in sorted({1, 2, 3, calls // 2, calls - 1, calls}):
+    assert calls >= 6
+    for n in sorted({1, 2, calls // 2, calls}):
         model, optimizer, mut = ready()
         before, graph = state(model, optimizer), mut.graph
         asked, counter = request(kind, n)
