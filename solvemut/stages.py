@@ -16,6 +16,7 @@ from .apply import Init, Plan
 from .arguments import shown, whole
 from .errors import RequestError, ValuesError
 from .graph import Graph
+from .lazy import copy_of
 from .plan import then
 from .problem import Problem, check_fresh
 from .refine import refined
@@ -64,15 +65,12 @@ class Stages:
     def run(self, graph: Graph, ask: Ask, values: Values, how: tuple[Any, ...], init: Init | None) -> Any:
         """The plan for the model as it is, and the pruned and repaired copy. Nothing else is changed."""
         with torch.inference_mode(False), torch.random.fork_rng():  # the copy is differentiated; repairs may draw
-            return self._run(graph, ask, values, how, init)
-
-    def _run(self, graph: Graph, ask: Ask, values: Values, how: tuple[Any, ...], init: Init | None) -> Any:
-        run = _Run(self, graph, ask, init)
-        for r in range(1, self.rounds + 1):
-            plan = run.solved(r / self.rounds, values, how)
-            if plan.status == "interrupted":
-                return run.composed(plan), None
-            run.go_on(plan)
+            run = _Run(self, graph, ask, init)
+            for r in range(1, self.rounds + 1):
+                plan = run.solved(r / self.rounds, values, how)
+                if plan.status == "interrupted":
+                    return run.composed(plan), None
+                run.go_on(plan)
         assert run.plan is not None
         return replace(run.plan, graph=run.after, notes=(*run.plan.notes, *run.notes)), run.student
 
@@ -98,7 +96,7 @@ class _Run:
     def __init__(self, stages: Stages, graph: Graph, ask: Ask, init: Init | None) -> None:
         self.stages, self.teacher, self.ask, self.init = stages, graph.model, ask, init
         self.repair = None if stages.repair is None else repair_of(stages.repair)
-        self.student = _copy(graph.model)
+        self.student = copy_of(graph.model)
         self.graph = replace(graph, model=self.student)
         self.after: Graph | None = None
         self.plan: Plan | None = None
@@ -111,8 +109,9 @@ class _Run:
     def made(self, plan: Plan, model: nn.Module) -> Report | None:
         """Change a copy and repair it."""
         plan.apply(model, verify=self.stages.verify, init=self.init)
-        if self.repair is None or plan.graph is None:
+        if self.repair is None:
             return None
+        assert plan.graph is not None
         found = self.repair(model, self.teacher, self.composed(plan))
         try:
             check_fresh(replace(plan.graph, model=model))
@@ -145,14 +144,6 @@ class _Run:
             left = f"; left as they were: {', '.join(report.left)}" if report.left else ""
             told = f"repair by {name_of(self.repair)}: calibration loss {report.before:.4g} -> {report.after:.4g}{left}"
             self.notes.append(told)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """With its gradients, which a metric may ask for."""
-    other = copy.deepcopy(model)
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        q.grad = None if p.grad is None else p.grad.clone()
-    return other
 
 
 def take_over(model: nn.Module, student: nn.Module) -> None:
