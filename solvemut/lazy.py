@@ -23,7 +23,7 @@ class Pending:
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         self.plans: tuple[Plan, ...] = ()
         self.plan: Plan | None = None
-        self._model = _copy(unwrapped(model))
+        self._model = copy_of(unwrapped(model))
         self.graph = replace(graph, model=self._model)
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ class Pending:
         return plan
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module) -> nn.Module:
     """With its gradients, which a metric may ask for."""
     other = copy.deepcopy(model)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):

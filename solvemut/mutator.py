@@ -236,19 +236,17 @@ class Mutator:
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)
-        stages = Stages(repair, refine, rounds)
+        stages = Stages(repair, refine, rounds, verify)
         if not stages.needed:
             plan = ask(self.graph, 1.0).solve(*how)
             return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
         if self.pending is not None:
             raise RequestError("prune: repair, refine and rounds run the model, so they do not wait in a lazy block")
+        stages.check(values, constraints)
         plan, student = stages.run(self.graph, ask, values, how, drawn)
         if dry_run or plan.status == "interrupted":
             return plan
-        with deferred():
-            self.apply(plan, verify, drawn)
-            take_over(self.model, student)
-        return plan
+        return self._apply(plan, verify, drawn, student)
 
     def resize(
         self,
@@ -456,16 +454,23 @@ class Mutator:
             self.pending.take(plan, verify, init)
             self.graph = self.pending.graph
             return plan
+        return self._apply(plan, verify, init)
+
+    def _apply(self, plan: Plan, verify: str | None, init: Init | None, student: nn.Module | None = None) -> Plan:
+        """Apply a plan; where a copy was changed by it already, and repaired, its numbers are taken over."""
         with deferred():  # an interrupt finds the graph of the model as it is
             try:
                 for tracker in self.trackers:
                     tracker.check(plan)
                 plan.apply(self.model, self.optimizer, self.followers, verify, init)
+                if student is not None:
+                    take_over(self.model, student)
             except PlanMismatchError:
                 check_fresh(self.graph)  # says so, where the model was changed by somebody else
                 raise
             graph = self.graph if plan.graph is None else plan.graph
-            graph = replace(graph, model=self.model, seen=seen(self.model, graph.trace))
+            model = unwrapped(self.model)
+            graph = replace(graph, model=model, seen=seen(model, graph.trace))
             self._done(replace(plan, graph=None), graph)  # without the graphs, which are large
         return plan
 
@@ -511,7 +516,7 @@ class Mutator:
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
         other.optimizer, other.followers, other.trackers = None, (), ()
-        other.graph = replace(self.graph, model=other.model)
+        other.graph = replace(self.graph, model=unwrapped(other.model))
         return other
 
 

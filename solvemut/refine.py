@@ -15,6 +15,7 @@ import numpy as np
 
 from .apply import Plan
 from .compile import Curve, Worth
+from .errors import InfeasibleError, RequestError, ValuesError
 from .graph import Graph
 from .plan import kept_units
 from .problem import Problem
@@ -41,37 +42,68 @@ class Trial:
 def refined(problem: Problem, k: int, measure: Measure, how: tuple[Any, ...]) -> Plan:
     """Of k plans for one problem the one that measures best; `how` is what `solve` takes.
 
-    The optimum under the values as they are and the uniform plan are always among them, so that the loss of the plan is
-    never above either. Its certificate is that under the values given; `plan.trials` has all measured losses.
+    The optimum under the values as they are comes first, then the uniform plan, if there is one within the budgets: the
+    loss of the plan is above neither. Its certificate is that under the values given; `plan.trials` has all measured
+    losses.
     """
-    worth = by_group(problem.worth, problem.graph)
+    if problem.slots is not None:
+        raise RequestError("refine: plans are told apart by the units that stay; leave grow= out")
+    given = problem.worth
     state = copy.copy(problem)
-    state.maximize(worth)
+    state.maximize(given)
     best = state.solve(*how)
     if best.status == "interrupted":
         return best
-    rng = np.random.default_rng(how[2])
+    worth = by_group(given, problem.graph)
+    quiet, rng = (*how[:4], "raise"), np.random.default_rng(how[2])
     tried: list[Trial] = []
 
     def take(title: str, plan: Plan, factors: np.ndarray) -> None:
         costs = _costs(worth, kept_units(problem.graph, plan))
         tried.append(Trial(title, plan, measure(plan), costs, factors))
 
-    even = np.ones(len(worth.curves))
-    for step in counted(range(k), "refine", how[3] if len(how) > 3 else None):
-        if step == 0:
-            take("optimum", best, even)
-        elif step == 1:
-            take("uniform", uniform_of(state, best, how), even)
-        else:
-            title, plan, factors = _proposed(problem, worth, tried, step, rng, how)
-            take(f"{title} {step}", plan, factors)
-    first = min(tried, key=lambda t: t.loss)
-    plan = first.plan
+    even, interrupted = np.ones(len(worth.curves)), False
+    try:
+        for step in counted(range(k), "refine", how[3]):
+            if step == 0:
+                take("optimum", best, even)
+            elif step == 1 and (uniform := _uniform(state, best, quiet)) is not None:
+                take("uniform", uniform, even)
+            else:
+                title, plan, factors = _proposed(problem, worth, tried, step, rng, quiet)
+                take(f"{title} {step}", plan, factors)
+    except KeyboardInterrupt:
+        if how[4] != "return":
+            raise
+        interrupted = True
+    if not interrupted and not any(map(_finite, tried)):
+        raise ValuesError(f"refine: the loss of each of {k} plans is {tried[0].loss}, or another that is not finite")
+    ranked = sorted(tried, key=lambda t: t.loss if _finite(t) else np.inf)
+    plan = ranked[0].plan if ranked else best
     if plan is not best:
         plan = certified(plan, state.objective_of(kept_units(problem.graph, plan)), best)
-    ranked = [first, *(t for t in tried if t is not first)]
-    return replace(plan, trials=tuple((t.title, t.loss) for t in ranked), values=problem.values_name)
+    if interrupted:
+        note = f"interrupted after {len(tried)} of {k} plans were measured"
+        plan = replace(plan, status="interrupted", notes=(note, *plan.notes))
+    trials = tuple((t.title, t.loss) for t in ranked if _finite(t))
+    if beyond := [t.title for t in ranked if not _finite(t)]:
+        plan = replace(plan, notes=(*plan.notes, f"the loss of these plans is not finite: {', '.join(beyond)}"))
+    return replace(plan, trials=trials, values=problem.values_name)
+
+
+def _best(tried: list[Trial]) -> Trial:
+    return min(tried, key=lambda t: t.loss if _finite(t) else np.inf)
+
+
+def _finite(trial: Trial) -> bool:
+    return bool(np.isfinite(trial.loss))
+
+
+def _uniform(problem: Problem, best: Plan, how: tuple[Any, ...]) -> Plan | None:
+    try:
+        return uniform_of(problem, best, how)
+    except InfeasibleError:
+        return None
 
 
 def by_group(worth: Worth, graph: Graph) -> Worth:
@@ -104,7 +136,7 @@ def _proposed(
     title, factors = "corrected", corrected(tried)
     for attempt in range(4):
         if step % 2 or attempt:
-            title, start = "near the best", min(tried, key=lambda t: t.loss).factors if attempt % 2 else factors
+            title, start = "near the best", _best(tried).factors if attempt % 2 else factors
             factors = start * np.exp(STRAY * rng.standard_normal(len(start)))
         state = copy.copy(problem)
         state.maximize(_scaled(worth, factors))
@@ -131,8 +163,11 @@ def corrected(tried: list[Trial], ridge: float = 1.0) -> np.ndarray:
     >>> corrected(trials, ridge=1e-9).round(3).tolist()
     [0.5, 1.5]
     """
-    costs = np.stack([t.costs for t in tried])
-    losses = np.array([t.loss for t in tried])
+    known = [t for t in tried if _finite(t)]
+    if not known:
+        return np.ones_like(tried[0].factors)
+    costs = np.stack([t.costs for t in known])
+    losses = np.array([t.loss for t in known])
     x, y = costs - costs.mean(axis=0), losses - losses.mean()
     spread = np.square(x).sum() / max(1, x.shape[1])
     if not spread > 0:

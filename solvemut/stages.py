@@ -14,14 +14,15 @@ from torch import nn
 from . import batches as runs
 from .apply import Init, Plan
 from .arguments import shown, whole
-from .errors import RequestError
+from .errors import RequestError, ValuesError
 from .graph import Graph
+from .lazy import copy_of
 from .plan import then
-from .problem import Problem
+from .problem import Problem, check_fresh
 from .refine import refined
-from .repair import Report, name_of, repair_of
+from .repair import Chain, Report, name_of, repair_of
 from .requests import Budget, Cost
-from .tracing import seen
+from .tracing import seen, unwrapped
 from .values import Metric, Values
 
 Ask = Callable[[Graph, float], Problem]  # the problem of a graph, with its budgets that part of the way down
@@ -42,6 +43,7 @@ class Stages:
     repair: Any
     refine: int
     rounds: int
+    verify: str | None = "program"
 
     def __post_init__(self) -> None:
         whole(self.refine, f"refine={shown(self.refine)}", least=0)
@@ -51,24 +53,35 @@ class Stages:
     def needed(self) -> bool:
         return self.repair is not None or self.refine > 0 or self.rounds > 1
 
+    def check(self, values: Values, constraints: Any) -> None:
+        """Raises RequestError for what speaks of the units of one graph, where there are several."""
+        if self.rounds == 1:
+            return
+        if not (values is None or isinstance(values, Metric) or callable(values)):
+            raise RequestError(f"rounds={self.rounds}: values are found anew in each; give a metric, or a function")
+        if not (constraints is None or callable(constraints)):
+            raise RequestError(f"rounds={self.rounds}: graphs differ; give constraints as a function of one")
+
     def run(self, graph: Graph, ask: Ask, values: Values, how: tuple[Any, ...], init: Init | None) -> Any:
         """The plan for the model as it is, and the pruned and repaired copy. Nothing else is changed."""
-        if self.rounds > 1 and not (values is None or isinstance(values, Metric) or callable(values)):
-            raise RequestError(f"rounds={self.rounds}: values are found anew in each; give a metric, or a function")
-        run = _Run(self, graph, ask, init)
-        for r in range(1, self.rounds + 1):
-            plan = run.solved(r / self.rounds, values, how)
-            if plan.status == "interrupted":
-                return run.composed(plan), None
-            run.go_on(plan)
+        with torch.inference_mode(False), torch.random.fork_rng():  # the copy is differentiated; repairs may draw
+            run = _Run(self, graph, ask, init)
+            for r in range(1, self.rounds + 1):
+                plan = run.solved(r / self.rounds, values, how)
+                if plan.status == "interrupted":
+                    return run.composed(plan), None
+                run.go_on(plan)
         assert run.plan is not None
         return replace(run.plan, graph=run.after, notes=(*run.plan.notes, *run.notes)), run.student
 
     def loss(self, values: Values) -> tuple[Any, runs.Loss]:
         """Batches and loss by which plans are measured."""
         given = values.data if isinstance(values, Metric) else None
-        if given is None and getattr(self.repair, "loss", None) is not None:
-            given = (self.repair.batches, self.repair.loss)
+        repair = repair_of(self.repair)
+        for part in repair.parts if isinstance(repair, Chain) else [repair]:
+            loss, data = getattr(part, "loss", None), getattr(part, "batches", None)
+            if given is None and loss is not None and data is not None:
+                given = (data, loss)
         if given is None:
             raise RequestError(
                 f"refine={self.refine} measures plans by the loss, but neither the values nor the repair has one; give "
@@ -83,7 +96,7 @@ class _Run:
     def __init__(self, stages: Stages, graph: Graph, ask: Ask, init: Init | None) -> None:
         self.stages, self.teacher, self.ask, self.init = stages, graph.model, ask, init
         self.repair = None if stages.repair is None else repair_of(stages.repair)
-        self.student = copy.deepcopy(graph.model)
+        self.student = copy_of(graph.model)
         self.graph = replace(graph, model=self.student)
         self.after: Graph | None = None
         self.plan: Plan | None = None
@@ -95,8 +108,16 @@ class _Run:
 
     def made(self, plan: Plan, model: nn.Module) -> Report | None:
         """Change a copy and repair it."""
-        plan.apply(model, init=self.init)
-        return None if self.repair is None else self.repair(model, self.teacher, self.composed(plan))
+        plan.apply(model, verify=self.stages.verify, init=self.init)
+        if self.repair is None:
+            return None
+        assert plan.graph is not None
+        found = self.repair(model, self.teacher, self.composed(plan))
+        try:
+            check_fresh(replace(plan.graph, model=model))
+        except RequestError as e:
+            raise ValuesError(f"repair by {name_of(self.repair)}: sizes are the plan's to change: {e}") from None
+        return found if isinstance(found, Report) else None
 
     def solved(self, part: float, values: Values, how: tuple[Any, ...]) -> Plan:
         """The plan of one round."""
@@ -127,6 +148,7 @@ class _Run:
 
 def take_over(model: nn.Module, student: nn.Module) -> None:
     """Give a model the numbers of a copy that has the same tensors by now."""
+    model, student = unwrapped(model), unwrapped(student)
     theirs = {**dict(student.named_parameters()), **dict(student.named_buffers())}
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):

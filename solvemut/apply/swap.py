@@ -39,11 +39,11 @@ def _swap(tensor: torch.Tensor, new: torch.Tensor, grad: torch.Tensor | None) ->
 def _set(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:
     """Give a parameter another tensor.
 
-    A gradient accumulator that an old autograd graph still holds remembers the old shape; setting .data to another
-    dtype on the way makes autograd drop it.
+    A gradient accumulator that an old autograd graph still holds remembers the old shape, also where the parameter
+    needs no gradient by now; setting .data to another dtype on the way makes autograd drop it.
     """
     tensor.grad = None
-    if tensor.requires_grad:
+    if tensor.requires_grad or isinstance(tensor, nn.Parameter):
         other = torch.float32 if data.dtype != torch.float32 else torch.float64
         tensor.data = torch.empty(0, dtype=other, device=data.device)
     tensor.data = data

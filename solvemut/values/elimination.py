@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -228,7 +228,7 @@ def _observe(call: LayerCall, moments: Maps, size: int, seed: tuple[int, int], m
     m.rows += x.shape[1]
     m.places += x.shape[1] * share
     if call.y.requires_grad:
-        call.y.register_hook(partial(_note, m, call, size))
+        call.y.register_hook(partial(_note, m, replace(call, y=None), size))  # y in its own hook would keep the graph
 
 
 def _drawn(call: LayerCall, every: int, most: int, seed: tuple[int, int]) -> tuple[torch.Tensor | None, float]:

@@ -41,7 +41,7 @@ LAYERS: dict[str, set[str]] = {
     "problem": {"apply", "compile", "progress", "values"},
     "select": {"problem"},
     "refine": {"select"},
-    "stages": {"refine", "repair"},
+    "stages": {"lazy", "refine", "repair"},
     "resizing": {"problem"},
     "surgery": {"building", "resizing"},
     "kernels": {"apply"},
