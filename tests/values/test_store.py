@@ -132,7 +132,7 @@ def test_damage_anywhere_in_a_file_is_seen_or_does_no_harm(tmp_path):
     assert refused > 0.5 * len(cut + flipped)
 
 
-def rewritten(path: Path, header: dict[str, Any], **arrays: Any) -> Path:
+def rewritten(path: Path, header: dict[str, Any], arrays: dict[str, Any]) -> Path:
     """The file with other things in it; None takes an array out."""
     with np.load(path, allow_pickle=False) as found:
         now = {k: found[k] for k in found.files}
@@ -165,7 +165,7 @@ def test_what_is_no_file_of_values_is_refused(tmp_path, header, arrays, told):
     graph = sm.capture(net(), x())
     sm.values.save(sm.values.retention(), graph, tmp_path / "v")
     with pytest.raises(ValuesError, match=told):
-        sm.values.load(rewritten(tmp_path / "v", header, **arrays))
+        sm.values.load(rewritten(tmp_path / "v", header, arrays))
 
 
 def test_files_of_other_kinds_are_refused_and_none_is_no_file(tmp_path):
