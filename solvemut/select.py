@@ -21,7 +21,7 @@ from .graph import Graph
 from .plan import kept_units
 from .problem import Problem
 from .requests import Budget, asked, budget_of
-from .values import Values, kinds, retention, worth_of
+from .values import Values, kinds
 
 STEPS = 24  # of a bisection
 
@@ -67,8 +67,8 @@ def uniform(graph: Graph, values: Values = None, *, time_limit: float = 60.0, se
 
     Which units of a group stay is decided by the values.
     """
-    problem = problem_of(graph, _worth(graph, values), **request)
-    return uniform_of(problem, problem.solve(time_limit, 1e-3, seed), (time_limit, 1e-3, seed))
+    how = (time_limit, 1e-3, seed)
+    return uniform_of(*_stated(graph, values, request, how), how)
 
 
 def uniform_of(problem: Problem, best: Plan, how: tuple[Any, ...]) -> Plan:
@@ -93,7 +93,9 @@ def global_threshold(
 
     In a curve a unit is worth what it adds to those before it. No layer is emptied.
     """
-    worth = _worth(graph, values)
+    how = (time_limit, 1e-3, seed)
+    problem, best = _stated(graph, values, request, how)
+    worth = problem.worth
 
     def at(threshold: float) -> Worth:
         curves = [Curve(c.units, np.asarray(c.worth) - threshold * np.arange(len(c.worth))) for c in worth.curves]
@@ -101,13 +103,15 @@ def global_threshold(
 
     steps = [worth.value, *(c.steps() for c in worth.curves)]
     most = max(float(np.abs(s).max(initial=0.0)) for s in steps)
-    how = (time_limit, 1e-3, seed)
-    problem = problem_of(graph, worth, **request)
-    return _largest(problem, at, -most, 2 * most, problem.solve(*how), how)
+    return _largest(problem, at, -most, 2 * most, best, how)
 
 
-def _worth(graph: Graph, values: Values) -> Worth:
-    return worth_of(retention() if values is None else values, graph.model, graph)
+def _stated(graph: Graph, values: Values, request: dict[str, Any], how: tuple[Any, ...]) -> tuple[Problem, Plan]:
+    """The problem, its values found once for all, and the optimum."""
+    problem = problem_of(graph, values, **request)
+    name = problem.values_name
+    problem.maximize(problem.worth)
+    return problem, replace(problem.solve(*how), values=name)
 
 
 def _largest(
@@ -122,27 +126,28 @@ def _largest(
         rule.maximize(at(x))
         return rule.times(*how[:3]) > 0
 
-    def fits(kept: np.ndarray) -> bool:
-        counts = [(b, b.cost.count(graph.coupling, kept)) for b in limits]
-        return all(n <= b.limit if b.sense == "<=" else n >= b.limit for b, n in counts)
+    def fits(kept: np.ndarray, sense: str) -> bool:
+        counts = [(b.limit, b.cost.count(graph.coupling, kept)) for b in limits if b.sense == sense]
+        return all(n <= limit if sense == "<=" else n >= limit for limit, n in counts)
 
     found, most = loose, left_at(loose)
-    if not fits(most):
+    kept = most
+    if not fits(most, "<="):
         found, kept = tight, left_at(tight)
-        if not fits(kept):
-            raise InfeasibleError(
-                f"no threshold of this rule meets the budgets {', '.join(map(str, limits))}; another rule can",
-                [str(b) for b in limits],
-            )
-        for _ in range(STEPS):
+        for _ in range(STEPS if fits(kept, "<=") else 0):
             if (most != kept).sum() <= 1:
                 break
             middle = (loose + found) / 2
             left = left_at(middle)
-            if fits(left):
+            if fits(left, "<="):
                 found, kept = middle, left
             else:
                 loose, most = middle, left
+    if not (fits(kept, "<=") and fits(kept, ">=")):  # what is tighter has less of everything
+        raise InfeasibleError(
+            f"no threshold of this rule meets the budgets {', '.join(map(str, limits))}; another rule can",
+            [str(b) for b in limits],
+        )
     rule.maximize(at(found))
     plan = rule.solve(*how)
     return certified(plan, problem.objective_of(kept_units(graph, plan)), best)

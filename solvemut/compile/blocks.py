@@ -56,9 +56,10 @@ class Term:
     times: Fraction
     per_row: bool
 
-    def counts(self) -> np.ndarray:
-        """Its size at each level of the block."""
+    def counts(self, new: bool = True) -> np.ndarray:
+        """Its size at each level of the block, with the `new` units or without them."""
         n = self.block.levels[:, 1 + self.family]
+        n = n if new else np.minimum(n, self.block.families[self.family].shape[1])
         return n if self.per_row else n * self.block.levels[:, 0]
 
 

@@ -89,24 +89,27 @@ class Choices:
         for cost in self.question.costs:
             yield from (e.labels for m in cost.monomials for e in m.extents if id(e) not in known)
 
-    def linear(self, parts: Parts) -> Linear:
-        """sum of coefficient * extent as a constant and, by choice number, a vector over its levels."""
+    def linear(self, parts: Parts, new: bool = True) -> Linear:
+        """sum of coefficient * extent as a constant and, by choice number, a vector over its levels.
+
+        Without `new` just the units that stay are counted.
+        """
         constant = Fraction(0)
         vectors: dict[int, Any] = {}
         for e, c in parts:
             fixed, terms = self.partition.extent(e)
             constant += fixed * c
             for t in terms:
-                k, vector = self._vector(t)
+                k, vector = self._vector(t, new)
                 vectors[k] = vectors.get(k, 0) + whole(c * t.times) * vector
         return constant, {k: v for k, v in vectors.items() if (v != v[0]).any() or v[0] != 0}
 
-    def _vector(self, t: Term) -> tuple[int, np.ndarray]:
+    def _vector(self, t: Term, new: bool = True) -> tuple[int, np.ndarray]:
         """A term over the levels of the choice that holds its block."""
         k = self.choice_of[id(t.block)]
         choice = self.choices[k]
         j = next(i for i, b in enumerate(choice.blocks) if b is t.block)
-        return k, t.counts()[choice.picks[:, j]].astype(object)
+        return k, t.counts(new)[choice.picks[:, j]].astype(object)
 
     # -- what settles choices --------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class Statement:
         self.counted: list[tuple[Budget, str]] = []
         self.switches: dict[Switch, Width] = {}
         self._sizes: dict[int, tuple[Extent, Width]] = {}  # sizes that several choices make, as widths of their own
+        self._numbers = 0
         self._values()
         self._limits()
         for budget in choices.question.budgets:
@@ -73,13 +74,13 @@ class Statement:
         tables: dict[int, np.ndarray] = {}
         beyond = []
         for curve in self.worth.curves:
-            constant, vectors = self.layout.linear([(ClassExtent(curve.units), 1)])
+            constant, vectors = self.layout.linear([(ClassExtent(curve.units), 1)], new=False)
             if len(vectors) > 1:
                 beyond.append(curve)
             elif vectors:
                 ((k, v),) = vectors.items()
                 left = np.array([int(x) for x in (v + constant).tolist()])
-                tables[k] = tables.get(k, 0.0) + _worth_of(curve, int(left.max()))[left]
+                tables[k] = tables.get(k, 0.0) + np.asarray(curve.worth, dtype=float)[left]
             else:
                 self.program.value(float(curve.worth[int(constant)]), stage=self.stage)
         return tables, beyond
@@ -122,10 +123,9 @@ class Statement:
 
     def _curve(self, curve: Curve) -> None:
         """A curve over several blocks: the number of its units that stay is a width of its own."""
-        extent = ClassExtent(curve.units)
-        constant, vectors = self.layout.linear([(extent, 1)])
-        worth = _worth_of(curve, int(constant + sum(max(v) for v in vectors.values())))
-        width = self.size_width(extent, f"kept of {len(curve.units)} units", np.isfinite(worth))
+        left = self.layout.linear([(ClassExtent(curve.units), 1)], new=False)
+        worth = np.asarray(curve.worth, dtype=float)
+        width = self._number(left, f"kept of {len(curve.units)} units", np.isfinite(worth))
         self.program.value(worth[list(width.levels)], width, stage=self.stage)
 
     # -- sizes and limits ------------------------------------------------------------------------------------------
@@ -190,17 +190,21 @@ class Statement:
 
     def size_width(self, e: Extent, name: str, allowed: np.ndarray | None = None) -> Width:
         """A size that several choices make, as a width; `allowed` says which sizes may be (bool per size)."""
-        if id(e) in self._sizes:
-            return self._sizes[id(e)][1]
-        constant, vectors = self.layout.linear([(e, 1)])
+        if id(e) not in self._sizes:
+            self._sizes[id(e)] = (e, self._number(self.layout.linear([(e, 1)]), name, allowed))
+        return self._sizes[id(e)][1]
+
+    def _number(self, counted: Linear, name: str, allowed: np.ndarray | None) -> Width:
+        """A number that several choices make, as a width of its own."""
+        constant, vectors = counted
         low = int(constant + sum(min(v) for v in vectors.values()))
         high = int(constant + sum(max(v) for v in vectors.values()))
         levels = [n for n in range(low, high + 1) if allowed is None or allowed[n]] or [high]
-        width = self.program.width(f"{name} ({len(self._sizes)})", levels)
-        resource = self._resource(f"{name} counted ({len(self._sizes)})", constant, vectors)
+        width = self.program.width(f"{name} ({self._numbers})", levels)
+        resource = self._resource(f"{name} counted ({self._numbers})", constant, vectors)
         self.program.cost(resource, np.array([-x for x in width.levels], dtype=object), width)
         self.program.budget(resource, 0, lower=0)
-        self._sizes[id(e)] = (e, width)
+        self._numbers += 1
         return width
 
     # -- costs -----------------------------------------------------------------------------------------------------
@@ -281,12 +285,6 @@ class Statement:
         if switch not in self.switches:
             self.switches[switch] = self.program.switch(switch.name)
         return self.switches[switch]
-
-
-def _worth_of(curve: Curve, most: int) -> np.ndarray:
-    """The worth in a curve by number of units; the blocks count those that come beyond."""
-    worth = np.asarray(curve.worth, dtype=float)
-    return np.concatenate([worth, np.full(max(0, most - len(curve.units)), worth[-1])])
 
 
 def reduced(factors: list[Linear]) -> list[Linear] | None:

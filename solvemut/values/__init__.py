@@ -8,6 +8,7 @@ from .gates import bypass, fisher
 from .metric import Metric, Values
 from .running import Tracker, track
 from .shares import kinds, retention
+from .store import load, save
 from .trials import measured
 from .units import unit_values, worth_of
 from .weights import bn_scale, constant, magnitude, over_slices, random, slice_sums
@@ -29,12 +30,14 @@ __all__ = [
     "hessian",
     "kinds",
     "lamp",
+    "load",
     "magnitude",
     "measured",
     "over_slices",
     "random",
     "reconstruction",
     "retention",
+    "save",
     "slice_sums",
     "taylor",
     "track",

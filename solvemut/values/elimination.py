@@ -77,6 +77,8 @@ def reconstruction(
     name = "reconstruction(batches, loss)" if loss is not None else "reconstruction(batches)"
     runs.check(name, batches, loss)
     damping = real(ridge, f"reconstruction(ridge={shown(ridge)})", "ridge is a number of at least 0", ValuesError)
+    if damping < 0:
+        raise ValuesError(f"reconstruction(ridge={ridge}): ridge is at least 0")
     most = whole(positions, f"reconstruction(positions={shown(positions)})", 1, ValuesError)
     batches = runs.again(batches)
     found = partial(
@@ -310,8 +312,8 @@ def _readers(m: Moments, units: np.ndarray, inside: np.ndarray, ridge: float) ->
         if not inside[classes].any():
             continue
         h = m.gram[g].cpu()
-        diagonal = h.diagonal()
-        damp = ridge * float(diagonal[: h.shape[0] - m.bias].mean()) or 1.0
+        mean = float(h.diagonal()[: h.shape[0] - m.bias].mean())
+        damp = ridge * mean if mean > 0 else 1.0
         h = h + torch.diag(torch.cat([torch.full((h.shape[0] - m.bias,), damp), torch.zeros(int(m.bias))]).double())
         w = torch.zeros(m.weight.shape[1], h.shape[0], dtype=torch.float64)
         w[:, : m.weight.shape[2]] = m.weight[g].double().cpu()
@@ -321,7 +323,8 @@ def _readers(m: Moments, units: np.ndarray, inside: np.ndarray, ridge: float) ->
             if inside[u]:
                 cols.setdefault(at[u], []).extend(range(c * m.taps, (c + 1) * m.taps))
         factor, failed = torch.linalg.cholesky_ex(h)
-        if int(failed):
+        least = h.shape[0] * torch.finfo(h.dtype).eps * h.diagonal()
+        if int(failed) or bool((factor.diagonal().square() <= least).any()):
             raise ValuesError("reconstruction: the second moments are singular; give a larger ridge, or more batches")
         w *= m.energy[g].double().cpu().sqrt()[:, None]
         columns = torch.tensor(list(cols.values()))

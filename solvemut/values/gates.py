@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,11 +29,11 @@ Places = dict[int, tuple[Any, np.ndarray, int, Any]]  # by id of a tensor: it, i
 def fisher(batches: Iterable[Any], loss: runs.Loss, reduction: str = "mean", progress: bool | None = None) -> Metric:
     """Half the mean square of what closing a unit's gate does to the loss of one example, to first order.
 
-    A gate is a factor of 1 on every place where the unit leaves its producers, after the norm where one follows; a unit
-    of a residual stream has one at each addend. With s the sum over places and positions of activation times gradient
-    of an example's loss, the worth is mean(s^2) / 2, an estimate of how much the loss rises without the unit: Theis et
-    al., arXiv 1801.05787; Liu et al., arXiv 2108.00708. `reduction` is how the loss adds up the examples of a batch,
-    "mean" or "sum". What was found is kept while the weights stay.
+    A gate is a factor of 1 on every place where the unit leaves its producers, after the norm where nothing but that
+    reads them; a unit of a residual stream has one at each addend. With s the sum over places and positions of
+    activation times gradient of an example's loss, the worth is mean(s^2) / 2, an estimate of how much the loss rises
+    without the unit: Theis et al., arXiv 1801.05787; Liu et al., arXiv 2108.00708. `reduction` is how the loss adds up
+    the examples of a batch, "mean" or "sum". What was found is kept while the weights stay.
 
     >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
     >>> fisher([(x, y)], nn.functional.cross_entropy).name
@@ -56,7 +57,7 @@ def checked(name: str, batches: Any, loss: Any) -> None:
 def _fisher(
     model: nn.Module, graph: Graph, batches: Iterable[Any], loss: runs.Loss, reduction: str, progress: bool | None
 ) -> np.ndarray:
-    units = makers_of(graph)
+    units, forks = makers_of(graph), forks_of(graph)
     layout: dict[tuple[str, int], str] | None = None
     total, n = torch.zeros(graph.coupling.n_units, dtype=torch.float64), 0
     with runs.evaluated(model, gradients=True):
@@ -65,7 +66,7 @@ def _fisher(
                 layout = layouts(model, batch, loss)
             for part in _parts(batch, layout):
                 size = runs.examples_in(part)
-                found = _of_batch(model, part, loss, units, layout, total.shape[0])
+                found = _of_batch(model, part, loss, (units, forks), layout, total.shape[0])
                 total += 0.5 * (found * (size if reduction == "mean" else 1)).square().sum(0).cpu()
                 n += size
     if n == 0:
@@ -94,12 +95,12 @@ def _of_batch(
     model: nn.Module,
     batch: Any,
     loss: runs.Loss,
-    units: Mapping[str, np.ndarray],
+    makers: tuple[Mapping[str, np.ndarray], set[str]],
     layout: Mapping[tuple[str, int], str],
     n_units: int,
 ) -> torch.Tensor:
     """[examples, units]: activation times gradient, summed over places and positions."""
-    size = runs.examples_in(batch)
+    size, (units, forks) = runs.examples_in(batch), makers
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = torch.zeros(size, n_units, dtype=wide(torch.zeros(0, device=device)).dtype)
     places: Places = {}
@@ -122,7 +123,8 @@ def _of_batch(
         else:
             return
         hook = y.register_hook(partial(collect, y.detach().clone(), of, call.axis, how))  # relu_ may write over it
-        places[id(y)] = (y, of, call.axis, hook)
+        if call.weight not in forks:
+            places[id(y)] = (y, of, call.axis, hook)
 
     model.zero_grad(set_to_none=True)
     with watched(model, after=look):
@@ -139,6 +141,14 @@ def makers_of(graph: Graph) -> dict[str, np.ndarray]:
         if p is not None and (value, dim) in coupling.produced and len(p.shape) > 1:
             found[p.name] = coupling.units(extent).reshape(-1).astype(np.int64)
     return found
+
+
+def forks_of(graph: Graph) -> set[str]:
+    """Names of weights whose outputs have several readers: a gate behind one of these would leave the others open."""
+    trace = graph.coupling.trace
+    readers = Counter([*trace.outputs, *(ref for node in trace.nodes for ref in set(node.refs()))])
+    forks = [node for node in trace.nodes if readers[node.name] > 1]
+    return {trace.params[ref].name for node in forks for ref in node.refs() if ref in trace.params}
 
 
 def layouts(model: nn.Module, batch: Any, loss: runs.Loss | None) -> dict[tuple[str, int], str]:
@@ -223,6 +233,7 @@ def bypass(
             for batch in batches:
                 size = runs.examples_in(batch)
                 sums.clear()
+                model.zero_grad(set_to_none=True)
                 runs.backward(runs.value_of(loss, model, runs.plain(batch)))
                 if never := [b for b in wanted if b not in sums]:
                     raise ValuesError(f"bypass: the loss does not depend on {never[0]}, or it is never called")

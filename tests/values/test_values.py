@@ -328,8 +328,8 @@ def test_values_follow_a_change_of_weights_between_prunes():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
     mut = sm.Mutator(model, torch.ones(1, 4))
     with torch.no_grad():
-        model[0].weight.fill_(1)
-        model[0].weight[[1, 5]] = 50
+        model[1].weight.fill_(1)
+        model[1].weight[:, [1, 5]] = 50
     plan = mut.prune(constraints=lambda g: [g["0"].out == 2])
     assert plan.indices["0.weight"][0] == [1, 5]
 
