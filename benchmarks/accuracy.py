@@ -327,7 +327,7 @@ def choose(case: Case, key: Key) -> Chosen:
     model, clock = copy.deepcopy(case.model), Clock()
     if key.selection in ("rounds", "refine"):
         option = {"rounds": 3} if key.selection == "rounds" else {"refine": 8}
-        if not {"repair", *option} <= set(inspect.signature(sm.prune).parameters):
+        if not {"repair", *option} <= set(inspect.signature(sm.Mutator.prune).parameters):
             raise Missing(f"sm.prune has no {key.selection} in this version")
         option["repair"] = the("repair.least_squares")(case.repair_batches)
         plan = sm.prune(model, case.x, **fractions(key.budget), values=metric, gap=GAP, time_limit=TIME_LIMIT, **option)
