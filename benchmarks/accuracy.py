@@ -59,15 +59,14 @@ STAGES = {
     "ls+tune": "least squares, tuned",
 }
 KINDS = (
-    *(("optimal", v) for v in ("retention", "fisher", "reconstruction", "measured", "taylor", "magnitude")),
-    ("rounds", "reconstruction"),
-    ("refine", "reconstruction"),
-    *(("uniform", v) for v in ("magnitude", "fisher", "reconstruction", "random")),
-    *(("global", v) for v in ("magnitude", "fisher", "reconstruction")),
+    *(("optimal", v) for v in ("retention", "fisher", "outputs", "reconstruction", "measured", "taylor", "magnitude")),
+    *((s, v) for s in ("rounds", "refine") for v in ("outputs", "reconstruction")),
+    *(("uniform", v) for v in ("magnitude", "fisher", "outputs", "reconstruction", "random")),
+    *(("global", v) for v in ("magnitude", "fisher", "outputs", "reconstruction")),
     *(("torch-pruning", v) for v in ("magnitude", "taylor", "hessian")),
 )
 QUICK = (
-    *(("optimal", v) for v in ("retention", "reconstruction", "magnitude")),
+    *(("optimal", v) for v in ("retention", "outputs", "reconstruction", "magnitude")),
     *((s, "magnitude") for s in ("uniform", "global", "torch-pruning")),
     ("torch-pruning", "taylor"),
 )
@@ -155,6 +154,8 @@ class Case:
         return self.metrics[values]
 
     def made(self, values: str) -> Any:
+        if values == "outputs":
+            return the("values.reconstruction")(self.batches)
         make = the(f"values.{values}")
         if values == "magnitude":
             return make(p=2, normalize="mean")
@@ -329,7 +330,7 @@ def choose(case: Case, key: Key) -> Chosen:
         option = {"rounds": 3} if key.selection == "rounds" else {"refine": 8}
         if not {"repair", *option} <= set(inspect.signature(sm.Mutator.prune).parameters):
             raise Missing(f"sm.prune has no {key.selection} in this version")
-        option["repair"] = the("repair.least_squares")(case.repair_batches)
+        option["repair"] = the("repair.least_squares")(case.repair_batches, loss if key.selection == "refine" else None)
         plan = sm.prune(model, case.x, **fractions(key.budget), values=metric, gap=GAP, time_limit=TIME_LIMIT, **option)
     else:
         select = the(f"select.{'global_threshold' if key.selection == 'global' else key.selection}")

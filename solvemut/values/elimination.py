@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from .. import batches as runs
 from ..arguments import real, shown, whole
@@ -41,9 +42,6 @@ class Moments:
     weight: torch.Tensor  # [groups, outputs, columns]
     gram: torch.Tensor | None = None  # [groups, columns, columns], summed over examples and positions
     energy: torch.Tensor | None = None  # [groups, outputs]: mean square of the output's gradient
-    spread: torch.Tensor | None = None  # [2, groups, outputs]: sum and sum of squares of what is put out
-    rows: int = 0
-    places: float = 0.0  # positions of an example
     seen: int = 0  # gradients
 
 
@@ -65,10 +63,10 @@ def reconstruction(
     the mean square f of the gradient at each output are gathered. Removing the columns u costs
     sum_o f_o w_ou inv((inv H)_uu) w_ou / 2. The least unit of a group goes first; the weights and inv H are
     updated, and so on: LeCun et al. 1990; Frantar & Alistarh, arXiv 2208.11580; ZipLM, arXiv 2302.04089. The order and
-    the sum of the costs are the curve of the group, on the scale of the loss; without a loss f is the inverse of a
-    layer's variance, and the curve tells relative errors. `positions` of each example are looked at, drawn with `seed`;
-    `ridge` is relative to the mean of H's diagonal; runs are repeated where second moments would take more than
-    `memory` bytes at a time.
+    the sum of the costs are the curve of the group, on the scale of the loss. Without a loss it is half the squared
+    distance of an example's outputs from what they were: no labels are needed, and no example counts for nothing just
+    because the model is sure of it. `positions` of each example are looked at, drawn with `seed`; `ridge` is relative
+    to the mean of H's diagonal; runs are repeated where second moments would take more than `memory` bytes at a time.
 
     >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
     >>> reconstruction([(x, y)], nn.functional.cross_entropy).name
@@ -114,7 +112,9 @@ def _reconstruction(
     moments = _consumers(model, graph, member)
     for part in _passes(moments, memory):
         _gather(model, part, batches, loss, look)
-    _energies(moments, loss)
+    for m in moments.values():
+        if m.gram is not None:
+            m.energy = torch.zeros(m.weight.shape[:2]) if m.energy is None else m.energy / m.seen  # no gradient: 0
     curves, alone = [], []
     for k in counted(range(len(cells)), "elimination", look.progress):
         readers = [r for m in moments.values() for r in _readers(m, cells[k], member == k, ridge)]
@@ -124,23 +124,35 @@ def _reconstruction(
             alone.append(k)
     value = np.zeros(graph.coupling.n_units)
     if alone:
-        _stand_in(model, graph, value, [cells[k] for k in alone], curves, (batches, loss))
+        _stand_in(model, graph, value, [cells[k] for k in alone], (batches, loss))
     return Worth(value, tuple(curves))
 
 
-def _stand_in(
-    model: nn.Module, graph: Graph, value: np.ndarray, cells: list[np.ndarray], curves: list[Curve], data: Any
-) -> None:
-    """Units that no linear map is seen to read: what `fisher` says of them, or as much as the most of the others."""
+def _stand_in(model: nn.Module, graph: Graph, value: np.ndarray, cells: list[np.ndarray], data: Any) -> None:
+    """Units that no linear map is seen to read: what `fisher` says of them."""
     batches, loss = data
     names = sorted({graph.name_of_unit(int(units[0])) for units in cells})
-    told = "closing their gates counts" if loss is not None else "they count as much as the best of the others"
-    warnings.warn(f"no linear map is seen to read the units of {', '.join(names[:3])}: {told}", stacklevel=2)
+    warnings.warn(
+        f"no linear map is seen to read the units of {', '.join(names[:3])}: closing their gates counts", stacklevel=2
+    )
     units = np.concatenate(cells)
-    if loss is not None:
-        value[units] = np.asarray(fisher(batches, loss).score(model, graph))[units]
-    else:
-        value[units] = max((float(c.steps().max()) for c in curves), default=1.0)
+    value[units] = np.asarray(fisher(batches, loss or moved).score(model, graph))[units]
+
+
+def moved(model: nn.Module, batch: Any, seed: Any = 0) -> torch.Tensor:
+    """A loss whose gradient has, in the mean square, that of the squared distance of the outputs from what they are.
+
+    The sum of all outputs with random signs, the mean over examples.
+    """
+    leaves = [t for t in pytree.tree_leaves(runs.forward(model, batch)) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in leaves if t.is_floating_point()]
+    if not leaves:
+        raise ValuesError("reconstruction: the model puts out no tensor of floats; give a loss")
+    draw = torch.Generator().manual_seed(crc32(repr(seed).encode()))
+    signs = [torch.randint(2, t.shape, generator=draw).to(t) * 2 - 1 for t in leaves]
+    return torch.stack([(t * s).sum().to(leaves[0].dtype) for t, s in zip(leaves, signs, strict=True)]).sum() / max(
+        1, runs.examples_in(batch)
+    )
 
 
 # -- second moments ----------------------------------------------------------------------------------------------------
@@ -178,28 +190,22 @@ def _passes(moments: Maps, memory: int) -> list[Maps]:
 
 
 def _gather(model: nn.Module, moments: Maps, batches: Iterable[Any], loss: runs.Loss | None, look: _Look) -> None:
-    """One run through the batches: second moments, and gradients where there is a loss."""
+    """One run through the batches, with gradients: second moments of inputs, mean squares of gradients of outputs."""
     n = 0
-    with runs.evaluated(model, gradients=loss is not None):
+    with runs.evaluated(model, gradients=True):
         for k, batch in enumerate(counted(batches, "reconstruction", look.progress)):
-            size = runs.examples_in(batch)
+            size, batch = runs.examples_in(batch), runs.plain(batch)
             after = partial(_observe, moments=moments, size=size, seed=(look.seed, k), most=look.positions)
-            if loss is not None:
-                model.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             with watched(model, after=after):
-                if loss is None:
-                    runs.run(model, batch, None)
-                else:
-                    found = runs.value_of(loss, model, runs.plain(batch))
-            if loss is not None:
-                runs.backward(found, k + 1)
+                found = moved(model, batch, (look.seed, k)) if loss is None else runs.value_of(loss, model, batch)
+            runs.backward(found, k + 1)
             n += size
     if n == 0:
         raise ValuesError(runs.NO_BATCH)
     for m in moments.values():
         if m.gram is not None:
             m.gram /= n
-            m.places /= n
 
 
 @torch.no_grad()
@@ -219,16 +225,11 @@ def _observe(call: LayerCall, moments: Maps, size: int, seed: tuple[int, int], m
     every = positions(call, call.y, size)
     at, share = _drawn(call, every, most, seed)
     x = columns(call, call.x.detach(), at).flatten(0, 1).transpose(0, 1)  # [groups, rows, columns]
-    y = outputs(call, call.y.detach(), at).flatten(0, 1).double()
     x = x.float() if x.dtype.itemsize < 4 else x
     if m.bias:
         x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
     found = (x.transpose(1, 2) @ x).double() * share
-    y = torch.stack([y.sum(0), y.square().sum(0)]).reshape(2, call.groups, -1)
     m.gram = found if m.gram is None else m.gram + found
-    m.spread = y if m.spread is None else m.spread + y
-    m.rows += x.shape[1]
-    m.places += x.shape[1] * share
     if call.y.requires_grad:
         call.y.register_hook(partial(_note, m, replace(call, y=None), size))  # y in its own hook would keep the graph
 
@@ -248,21 +249,6 @@ def _note(m: Moments, call: LayerCall, size: int, grad: torch.Tensor) -> None:
     found = g.sum(0).reshape(call.groups, -1)
     m.energy = found if m.energy is None else m.energy + found
     m.seen += g.shape[0]
-
-
-def _energies(moments: Maps, loss: runs.Loss | None) -> None:
-    """Of every output what a squared error costs."""
-    for m in moments.values():
-        if m.gram is None or m.spread is None:
-            continue
-        if loss is not None and m.energy is not None:
-            m.energy = m.energy / m.seen
-        elif loss is not None:
-            m.energy = torch.zeros_like(m.spread[0])  # the loss does not depend on it
-        else:
-            mean, square = m.spread / m.rows
-            every = float((square - mean.square()).sum()) * m.places
-            m.energy = torch.full_like(mean, 2 / max(every, 1e-30))
 
 
 # -- elimination -------------------------------------------------------------------------------------------------------

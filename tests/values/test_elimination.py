@@ -242,12 +242,15 @@ def design(layer: Any, x: torch.Tensor) -> list[tuple[torch.Tensor, list[int]]]:
     return found
 
 
-def residual(model: nn.Module, x: torch.Tensor, readers: list[str], gone: Any, repeat: int) -> float:
+def residual(
+    model: nn.Module, x: torch.Tensor, readers: list[str], gone: Any, repeat: int, even: bool = False
+) -> float:
     """By least squares: what is lost at the outputs of the readers without some units, the bias fitted anew."""
     total = 0.0
     for name in readers:
         layer: Any = model.get_submodule(name)
         inputs, energy = seen(model, x, name)
+        energy = torch.ones_like(energy) if even else energy
         for o, (columns, channels) in enumerate(design(layer, inputs)):
             y = layer(inputs)[:, o].reshape(-1).detach()
             y = y - (layer.bias[o].detach() if layer.bias is not None else 0)
@@ -333,18 +336,23 @@ def test_two_runs_find_the_same_and_other_seeds_look_elsewhere():
     assert found[0].curves[0].worth[0] == pytest.approx(every.curves[0].worth[0], rel=0.5)
 
 
-def test_without_a_loss_errors_are_relative():
-    """Ten times what a layer puts out, a tenth of the weights that read it: no curve moves."""
+def test_without_a_loss_it_is_half_the_squared_distance_of_the_outputs():
+    """At the last layer exactly, whatever signs are drawn."""
     model, x = deep()
     graph = sm.capture(model, x)
-    before = worth_of(reconstruction([x], ridge=1e-9), model, graph)
-    with torch.no_grad():
-        model[3].weight *= 10
-        model[3].bias *= 10
-        model[5].weight /= 10
-    same(worth_of(reconstruction([x], ridge=1e-9), model, graph), before, rtol=1e-5)
-    for curve in before.curves:
-        assert curve.worth[0] == pytest.approx(-1, rel=1e-3)  # without any input all of the variance is lost
+    units = graph["3"].units
+    curve = curve_of(worth_of(reconstruction([x], ridge=1e-11, positions=10**6), model, graph), units)
+    position = {int(u): k for k, u in enumerate(units)}
+    ranked = [position[int(u)] for u in curve.units]
+    lost = [residual(model, x, ["5"], set(ranked[n:]), 1, even=True) for n in range(len(units) + 1)]
+    np.testing.assert_allclose(-curve.worth, lost, rtol=1e-4, atol=1e-6 * max(lost))
+
+
+def test_labels_are_not_looked_at_without_a_loss():
+    model, x = deep()
+    graph = sm.capture(model, x)
+    bare = worth_of(reconstruction([x]), model, graph)
+    same(worth_of(reconstruction([(x, torch.zeros(len(x)))]), model, graph), bare)
 
 
 def test_units_that_are_duplicates_go_first():
@@ -448,7 +456,11 @@ def test_units_that_no_linear_map_reads_are_warned_about_and_stand_in(loss):
     assert [set(c.units) for c in worth.curves] == [set(graph["b"].units)]
     value = worth.value[graph["a"].units]
     if loss is None:
-        np.testing.assert_allclose(value, worth.curves[0].steps().max())
+        h = model.a(
+            x
+        ).detach()  # both outputs move by it: with signs that agree or not, (1 + 1) ** 2 or 0, 2 in the mean
+        slope = ((1 - torch.tanh(h).square()) * h).square().mean(0).numpy()
+        assert (value > 0).all() and value == pytest.approx(slope, rel=1.0)
     else:
         wanted = sm.values.unit_values(sm.values.fisher([x], loss), model, graph)[graph["a"].units]
         np.testing.assert_allclose(value, wanted)
@@ -477,6 +489,5 @@ def test_pruning_by_reconstruction_and_mending_beats_pruning_by_magnitude():
         return float((wanted - a @ torch.linalg.lstsq(a, wanted).solution).square().sum())
 
     every = [left(u) for u in itertools.combinations(range(5), len(kept))]
-    variance = float((wanted - wanted.mean(0)).square().sum())
-    assert plan.objective == pytest.approx(-left(kept) / variance, rel=1e-3)
+    assert plan.objective == pytest.approx(-left(kept) / (2 * len(x)), rel=1e-3)
     assert 0 < len(kept) < 5 and left(kept) <= np.median(every)
