@@ -3,7 +3,7 @@
 The network has a residual, a concat and a depthwise part, so its layers cannot be pruned one by one. Seven ways to say
 what stays meet the same two budgets on the same trained network:
 
-* optimal, reconstruction: the least loss, as the layers that read a unit can make up for it, proven to a gap of 0
+* optimal, reconstruction: outputs move least, as the layers that read a unit make up for it, proven to a gap of 0
 * optimal, retention:      the same program, with the share of the weights that stays; it sees no data
 * optimal, Taylor:         the same program, with the first-order Taylor value of each unit on training data
 * optimal, magnitude:      the most L2 magnitude that fits
@@ -162,7 +162,7 @@ def examples(data: Digits) -> list[tuple[Tensor, Tensor]]:
 
 
 def optimal_reconstruction(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
-    return sm.select.optimal(graph, sm.values.reconstruction(examples(data), loss), gap=0, **BUDGETS)
+    return sm.select.optimal(graph, sm.values.reconstruction(examples(data)), gap=0, **BUDGETS)
 
 
 def optimal_retention(graph: sm.Graph, data: Digits, seed: int) -> sm.Plan:
