@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from ..compile import Worth
 from ..errors import ValuesError
 from ..graph import Graph, Vertex
 
+FORMAT, VERSION = "solvemut-values", 1
+Path = str | PathLike[str]
 NORMALISE = ("mean", "max", "sum", "l2", None)
 
 
@@ -38,6 +42,25 @@ class Metric:
         one_of(self.normalize, "normalize", NORMALISE, ValuesError)
         if not callable(self.score):
             raise ValuesError(f"Metric({self.name!r}): score is a function of a model and a graph, not {self.score!r}")
+
+    def save(self, path: Path) -> None:
+        """Write what was found last to a file that `load` reads; of a metric that keeps what it finds."""
+        if not self.memo:
+            raise ValuesError(f"{self.name}: nothing is kept of it; use solvemut.values.save(values, graph, path)")
+        key, worth = list(self.memo.items())[-1]
+        write(path, self.name, key, worth)
+
+
+def write(path: Path, name: str, of: str, worth: Worth) -> None:
+    """Values as an .npz file: a header in JSON, numbers and curves; `of` is the checksum of what they were found for."""
+    header = {"format": FORMAT, "version": VERSION, "name": name, "checksum": of, "curves": len(worth.curves)}
+    found = {"header": np.array(json.dumps(header)), "value": np.asarray(worth.value, dtype=float)}
+    found |= {k: np.asarray(a, dtype=float) for k in ("new", "second") if (a := getattr(worth, k)) is not None}
+    for k, curve in enumerate(worth.curves):
+        found[f"units {k}"] = np.asarray(curve.units, dtype=np.int64)
+        found[f"worth {k}"] = np.asarray(curve.worth, dtype=float)
+    with open(path, "wb") as file:  # savez adds an ending to a name
+        np.savez(file, **found)  # type: ignore[arg-type]
 
 
 Values = Metric | Worth | Mapping[str, Any] | Callable[[Vertex], Any] | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from os import PathLike
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,11 +14,8 @@ from ..arguments import shown
 from ..compile import Curve, Worth
 from ..errors import ValuesError
 from ..graph import Graph
-from .metric import Metric, Values, checksum
+from .metric import FORMAT, VERSION, Metric, Path, Values, checksum, write
 from .units import worth_of
-
-FORMAT, VERSION = "solvemut-values", 1
-Path = str | PathLike[str]
 
 
 def save(values: Values, graph: Graph, path: Path) -> None:
@@ -36,21 +32,8 @@ def save(values: Values, graph: Graph, path: Path) -> None:
     """
     if graph.model is None:
         raise ValuesError("values.save: this graph has no model, so nothing could tell what the values are for")
-    worth = worth_of(values, graph.model, graph)
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "name": values.name if isinstance(values, Metric) else "given by the caller",
-        "checksum": checksum(graph.model, graph),
-        "curves": len(worth.curves),
-    }
-    found = {"header": np.array(json.dumps(header)), "value": np.asarray(worth.value, dtype=float)}
-    found |= {k: np.asarray(a, dtype=float) for k in ("new", "second") if (a := getattr(worth, k)) is not None}
-    for k, curve in enumerate(worth.curves):
-        found[f"units {k}"] = np.asarray(curve.units, dtype=np.int64)
-        found[f"worth {k}"] = np.asarray(curve.worth, dtype=float)
-    with open(path, "wb") as file:  # savez adds an ending to a name
-        np.savez(file, **found)  # type: ignore[arg-type]
+    name = values.name if isinstance(values, Metric) else "given by the caller"
+    write(path, name, checksum(graph.model, graph), worth_of(values, graph.model, graph))
 
 
 def load(path: Path) -> Metric:

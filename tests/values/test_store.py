@@ -219,3 +219,16 @@ def test_a_metric_that_does_not_keep_looks_each_time():
     for _ in range(2):
         mut.prune(params=0.8, values=metric, dry_run=True)
     assert data.drawn == 4
+
+
+def test_a_metric_writes_what_it_keeps(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    x = torch.randn(12, 4, dtype=torch.float64)
+    graph, metric = sm.capture(model, x), sm.values.reconstruction([x])
+    with pytest.raises(ValuesError, match="nothing is kept"):
+        metric.save(tmp_path / "values.npz")
+    worth = sm.values.worth_of(metric, model, graph)
+    metric.save(tmp_path / "values.npz")
+    again = sm.values.worth_of(sm.values.load(tmp_path / "values.npz"), model, graph)
+    assert [c.units.tolist() for c in again.curves] == [c.units.tolist() for c in worth.curves]
+    assert [c.worth.tolist() for c in again.curves] == [c.worth.tolist() for c in worth.curves]
