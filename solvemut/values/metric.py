@@ -52,7 +52,7 @@ class Metric:
 
 
 def write(path: Path, name: str, of: str, worth: Worth) -> None:
-    """Values as an .npz file: a header in JSON, numbers and curves; `of` is the checksum of what they were found for."""
+    """Values as an .npz file: a header in JSON, numbers, curves; `of` is the checksum of what they were found for."""
     header = {"format": FORMAT, "version": VERSION, "name": name, "checksum": of, "curves": len(worth.curves)}
     found = {"header": np.array(json.dumps(header)), "value": np.asarray(worth.value, dtype=float)}
     found |= {k: np.asarray(a, dtype=float) for k in ("new", "second") if (a := getattr(worth, k)) is not None}

@@ -95,7 +95,7 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
         accuracy.run(options(tmp_path, *more), row_of)
         return list(ran)
 
-    all_of_them = [f"{s} {v}" for s in (0, 1) for v in ("magnitude", "fisher", "reconstruction", "random")]
+    all_of_them = [f"{s} {v}" for s in (0, 1) for v in ("magnitude", "fisher", "outputs", "reconstruction", "random")]
     assert runs("--deadline", "-1") == [] and "deadline" in capsys.readouterr().out
     assert runs() == all_of_them
     assert runs() == ["0 fisher", "1 fisher"]  # what could not be done is tried again, what failed is a result
@@ -106,8 +106,8 @@ def test_rows_that_are_there_are_skipped(tmp_path, monkeypatch, capsys):
     tuned = [f"{r} tuned" for r in all_of_them if "random" not in r]
     assert runs("--tune") == tuned and runs("--tune") == []
     rows = accuracy.read(tmp_path / "results.jsonl")
-    assert len(rows) == 8 and sum("error" in r for r in rows.values()) == 2
-    assert runs("--again", "--only", "*/1/*/uniform/*") == [*tuned[3:], "1 random"]
+    assert len(rows) == 10 and sum("error" in r for r in rows.values()) == 2
+    assert runs("--again", "--only", "*/1/*/uniform/*") == [*tuned[4:], "1 random"]
     assert all(set(r["stages"]) == set(accuracy.STAGES) for r in rows.values() if "error" not in r)
 
 
