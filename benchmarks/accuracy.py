@@ -59,7 +59,8 @@ STAGES = {
     "ls+tune": "least squares, tuned",
 }
 KINDS = (
-    *(("optimal", v) for v in ("retention", "fisher", "outputs", "reconstruction", "measured", "taylor", "magnitude")),
+    *(("optimal", v) for v in ("retention", "retention-all", "fisher", "outputs", "reconstruction", "measured")),
+    *(("optimal", v) for v in ("taylor", "magnitude")),
     *((s, v) for s in ("rounds", "refine") for v in ("outputs", "reconstruction")),
     *(("uniform", v) for v in ("magnitude", "fisher", "outputs", "reconstruction", "random")),
     *(("global", v) for v in ("magnitude", "fisher", "outputs", "reconstruction")),
@@ -156,6 +157,8 @@ class Case:
     def made(self, values: str) -> Any:
         if values == "outputs":
             return the("values.reconstruction")(self.batches)
+        if values == "retention-all":
+            return the("values.retention")(tensors="all")
         make = the(f"values.{values}")
         if values == "magnitude":
             return make(p=2, normalize="mean")
