@@ -17,7 +17,7 @@ PATIENCE = 3.0  # seconds before anything is shown
 
 
 class Reporter:
-    """A callback for `Program.solve` that shows incumbent, bound and gap."""
+    """Says how far something is; as a callback for `Program.solve`: incumbent, bound and gap."""
 
     def __init__(self, show: bool | None = None) -> None:
         self.show = sys.stderr.isatty() if show is None else show
@@ -32,15 +32,23 @@ class Reporter:
             self.bar.close()
 
     def __call__(self, progress: Progress) -> None:
+        if self.is_due():
+            found = {"incumbent": progress.incumbent, "bound": progress.bound, "gap": progress.gap}
+            self.tell(", ".join(f"{k} {_number(x)}" for k, x in found.items()))
+
+    def is_due(self) -> bool:
+        """Whether it is time to say something."""
         now = time.monotonic()
-        if now - self.start < PATIENCE or now - self.last < 0.5:
-            return
-        self.last = now
-        text = f"incumbent {_number(progress.incumbent)}, bound {_number(progress.bound)}, gap {_number(progress.gap)}"
+        due = now - self.start >= PATIENCE and now - self.last >= 0.5
+        self.last = now if due else self.last
+        return due
+
+    def tell(self, text: str) -> None:
+        """Say it, on the bar or in the log."""
         if not self.show:
-            log.info("%s after %.1f s", text, progress.seconds)
+            log.info("%s after %.1f s", text, time.monotonic() - self.start)
             return
-        if self.bar is None:
+        if self.bar is None:  # a bar without an end has no truth value
             self.bar = _bar()
         if self.bar is not None:
             self.bar.set_description_str(text)
@@ -49,27 +57,13 @@ class Reporter:
 
 def counted(items: Iterable[T], what: str, show: bool | None = None) -> Iterator[T]:
     """The items one by one; where they take longer, a bar on a terminal, or log lines, say how far it is."""
-    show = sys.stderr.isatty() if show is None else show
     total = len(items) if isinstance(items, Sized) else None
-    start = last = time.monotonic()
-    bar: Any = None
-    try:
+    with Reporter(show) as reporter:
         for k, item in enumerate(items, 1):
             yield item
-            now = time.monotonic()
-            if now - start < PATIENCE or now - last < 0.5:
-                continue
-            last = now
-            text = f"{what}: {k}" + (f" of {total}, {(now - start) * (total / k - 1):.0f} s left" if total else "")
-            bar = bar or (_bar() if show else None)
-            if bar is None:
-                log.info("%s", text)
-            else:
-                bar.set_description_str(text)
-                bar.update()
-    finally:
-        if bar is not None:
-            bar.close()
+            if reporter.is_due():
+                left = (time.monotonic() - reporter.start) * (total / k - 1) if total else 0.0
+                reporter.tell(f"{what}: {k}" + (f" of {total}, {left:.0f} s left" if total else ""))
 
 
 def _bar() -> Any:
