@@ -16,6 +16,7 @@ from .errors import SolvemutError, ValuesError
 from .interrupts import deferred
 
 Loss = Callable[..., torch.Tensor]
+NO_BATCH = "the data iterator gave no batch: an iterator that was used up, or an empty loader?"
 
 
 def check(name: str, batches: Any, loss: Any, error: type[SolvemutError] = ValuesError) -> None:
@@ -31,9 +32,38 @@ def again(batches: Iterable[Any]) -> Iterable[Any]:
     return list(batches) if iter(batches) is batches else batches
 
 
+def some(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches one by one. Raises ValuesError in the end if there was no example."""
+    n = 0
+    for batch in batches:
+        n += examples_in(batch)
+        yield batch
+    if n == 0:
+        raise ValuesError(NO_BATCH)
+
+
 def examples_in(batch: Any) -> int:
     """How many examples a batch holds: the first dim of its first tensor that has one."""
     return next((int(x.shape[0]) for x in pytree.tree_leaves(batch) if isinstance(x, torch.Tensor) and x.ndim), 1)
+
+
+def by_example(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A batch with every tensor changed that has as many rows as the batch has examples."""
+    n = examples_in(batch)
+    return pytree.tree_map(
+        lambda x: change(x) if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == n else x, batch
+    )
+
+
+def singles(batches: Iterable[Any]) -> Iterator[Any]:
+    """The examples of batches, each as a batch of one.
+
+    >>> [[x.tolist(), scale] for x, scale in singles([(torch.tensor([3, 4]), 0.5)])]
+    [[[3], 0.5], [[4], 0.5]]
+    """
+    for batch in batches:
+        for i in range(examples_in(batch)):
+            yield by_example(batch, lambda x, i=i: x[i : i + 1])  # type: ignore[misc]
 
 
 def takes_model(loss: Any) -> bool:
@@ -49,6 +79,11 @@ def forward(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, (tuple, list)):
         return model(*batch[:-1]) if len(batch) > 1 else model(*batch)
     return model(batch)
+
+
+def floats(out: Any) -> list[torch.Tensor]:
+    """The tensors of floats in what a model puts out."""
+    return [x for x in pytree.tree_leaves(out) if isinstance(x, torch.Tensor) and x.is_floating_point()]
 
 
 def run(model: nn.Module, batch: Any, loss: Loss | None) -> None:
@@ -83,17 +118,14 @@ def mean_loss(model: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
     """The mean of the loss over all examples, in eval mode and without gradients."""
     total, n = 0.0, 0
     with evaluated(model):
-        for batch in batches:
+        for batch in some(batches):
             size = examples_in(batch)
             total += size * float(value_of(loss, model, batch))
             n += size
-    if n == 0:
-        raise ValuesError(NO_BATCH)
     return total / n
 
 
 _runs = 0  # of models that are looked at, at this moment
-NO_BATCH = "the data iterator gave no batch: an iterator that was used up, or an empty loader?"
 
 
 def measuring() -> bool:
@@ -129,11 +161,9 @@ def each(model: nn.Module, batches: Iterable[Any], loss: Loss, use: Callable[[],
     """Run the loss and its gradients batch by batch, `use` after each, and leave the model as it was; how many."""
     n = 0
     with evaluated(model, gradients=True):
-        for n, batch in enumerate(batches, 1):
+        for n, batch in enumerate(some(batches), 1):
             _backward(model, plain(batch), loss, n)
             use()
-    if n == 0:
-        raise ValuesError(NO_BATCH)
     return n
 
 

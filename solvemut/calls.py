@@ -142,54 +142,51 @@ def _each(x: Any, k: int) -> tuple[int, ...]:
 
 def _conv(watch: _Watch, args: Any, kwargs: Any) -> LayerCall | None:
     a = _given("input weight bias stride padding dilation groups", args, kwargs)
-    name, w = watch.name(a["weight"]), a["weight"]
-    if not name:
+    if not watch.name(a["weight"]):
         return None
-    k = w.ndim - 2
-    dilation, padding = _each(a.get("dilation", 1), k), a.get("padding", 0)
+    spans, padding = _spans(a), a.get("padding", 0)
     if padding == "same":  # what is left over comes behind
-        spans = [d * (t - 1) for d, t in zip(dilation, w.shape[2:], strict=True)]
         pads = tuple((s // 2, s - s // 2) for s in spans)
     else:
-        pads = tuple((p, p) for p in _each(0 if padding == "valid" else padding, k))
-    return LayerCall(
-        CONV,
-        name,
-        watch.name(a.get("bias")),
-        watch.count[name],
-        a["input"],
-        -(k + 1),
-        groups=int(a.get("groups", 1)),
-        stride=_each(a.get("stride", 1), k),
-        dilation=dilation,
-        padding=pads,
-        taps=tuple(w.shape[2:]),
-    )
+        pads = tuple((p, p) for p in _each(0 if padding == "valid" else padding, len(spans)))
+    return _spatial(watch, CONV, a, pads, out_dim=0, in_dim=1)
 
 
 def _conv_transpose(watch: _Watch, args: Any, kwargs: Any) -> LayerCall | None:
     a = _given("input weight bias stride padding output_padding groups dilation", args, kwargs)
-    name, w = watch.name(a["weight"]), a["weight"]
-    if not name:
+    if not watch.name(a["weight"]):
         return None
-    k = w.ndim - 2
-    dilation, padding = _each(a.get("dilation", 1), k), _each(a.get("padding", 0), k)
-    more = _each(a.get("output_padding", 0), k)
-    around = [d * (t - 1) - p for d, t, p in zip(dilation, w.shape[2:], padding, strict=True)]
+    spans = _spans(a)
+    padding, more = (_each(a.get(key, 0), len(spans)) for key in ("padding", "output_padding"))
+    pads = tuple((s - p, s - p + m) for s, p, m in zip(spans, padding, more, strict=True))
+    return _spatial(watch, TRANSPOSED, a, pads, out_dim=1, in_dim=0)
+
+
+def _spans(a: Mapping[str, Any]) -> list[int]:
+    """By spatial dim how far the last tap of a kernel is from its first."""
+    taps = a["weight"].shape[2:]
+    return [d * (t - 1) for d, t in zip(_each(a.get("dilation", 1), len(taps)), taps, strict=True)]
+
+
+def _spatial(
+    watch: _Watch, kind: str, a: Mapping[str, Any], padding: tuple[tuple[int, int], ...], out_dim: int, in_dim: int
+) -> LayerCall:
+    """A convolution of either kind."""
+    name, taps = watch.name(a["weight"]), tuple(a["weight"].shape[2:])
     return LayerCall(
-        TRANSPOSED,
+        kind,
         name,
         watch.name(a.get("bias")),
         watch.count[name],
         a["input"],
-        -(k + 1),
-        out_dim=1,
-        in_dim=0,
+        -(len(taps) + 1),
         groups=int(a.get("groups", 1)),
-        stride=_each(a.get("stride", 1), k),
-        dilation=dilation,
-        padding=tuple((p, p + m) for p, m in zip(around, more, strict=True)),
-        taps=tuple(w.shape[2:]),
+        stride=_each(a.get("stride", 1), len(taps)),
+        dilation=_each(a.get("dilation", 1), len(taps)),
+        padding=padding,
+        taps=taps,
+        out_dim=out_dim,
+        in_dim=in_dim,
     )
 
 

@@ -25,6 +25,7 @@ from .problem import Problem, check_fresh
 from .report import one_line, short
 from .requests import asked, budget_of
 from .resizing import Resizing
+from .select import problem_of
 from .stages import Stages, step_of, take_over
 from .surgery import Operation, Settling, connect, disconnect, insert, perform, remove
 from .tracing import MODES, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
@@ -221,13 +222,9 @@ class Mutator:
         limits = {"flops": flops, "params": params}
 
         def ask(graph: Graph, part: float) -> Problem:
-            problem = Problem(graph)
+            problem = problem_of(graph, values, round_to=round_to, keep=keep, constraints=constraints)
             if init == SPLIT:
                 problem.split()
-            problem.maximize(values)
-            problem.round_to(round_to)
-            problem.keep(*names(keep, "keep"))
-            problem.add(asked(constraints, graph))
             if grow is not None and grow is not False:
                 problem.grow(grow)
             for name, limit in limits.items():

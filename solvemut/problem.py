@@ -147,7 +147,7 @@ class Problem:
     def _solve(self, time_limit: float, gap: Any, seed: int, progress: bool | None, ctrl_c: Heard) -> tuple[Plan, bool]:
         """The plan, and whether Ctrl-C ended the search."""
         start = time.perf_counter()
-        worth = self._worth()
+        worth = self.worth
         compiled = self._compiled(worth)
         spent = time.perf_counter() - start
         left = max(0.05 * time_limit, time_limit - 1.3 * spent)  # drawing up the plan takes less than compiling did
@@ -171,7 +171,7 @@ class Problem:
 
     def times(self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0) -> np.ndarray:
         """How often the solution has each unit class, without drawing up a plan."""
-        compiled = self._compiled(self._worth())
+        compiled = self._compiled(self.worth)
         return compiled.decoder.times(compiled.program.solve(time_limit=time_limit, gap=gap, seed=seed))
 
     @property
@@ -183,10 +183,7 @@ class Problem:
 
     def objective_of(self, times: np.ndarray) -> float:
         """The objective of a change that leaves each unit class as often as `times` says (bools or ints)."""
-        return self._compiled(self._worth()).objective(times)
-
-    def _worth(self) -> Worth:
-        return self.worth
+        return self._compiled(self.worth).objective(times)
 
     def _question(self, worth: Worth, join_requests: bool) -> Question:
         return Question(self.requests, self.multiple, self.frozen, join_requests, slots=self.slots)

@@ -21,7 +21,7 @@ from .plan import kept_units
 from .problem import Problem
 from .progress import counted
 from .select import certified, uniform_of
-from .values import kinds
+from .values import kinds, ranked
 
 STRAY = 0.5  # standard deviation of the logarithms by which factors are changed to look around
 LIMIT = 8.0  # how far a group's factor may lie from that of all
@@ -116,9 +116,9 @@ def by_group(worth: Worth, graph: Graph) -> Worth:
     for units in kinds(graph)[0]:
         if taken[units].any():
             continue
-        ranked = units[np.lexsort((units, -value[units], ~graph.coupling.frozen[units]))]
-        curves.append(Curve(ranked, np.concatenate([[0.0], np.cumsum(value[ranked])])))
-        taken[ranked] = True
+        best = ranked(graph, units, value)
+        curves.append(Curve(best, np.concatenate([[0.0], np.cumsum(value[best])])))
+        taken[best] = True
     value[taken] = 0.0
     return replace(worth, value=value, curves=tuple(curves))
 

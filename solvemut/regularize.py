@@ -15,7 +15,7 @@ from torch import nn
 from .arguments import real, shown, whole
 from .errors import RequestError
 from .graph import Graph
-from .plan import PlanRecord
+from .plan import PlanRecord, kept_units
 from .trace import Ref
 from .tracing import unwrapped
 from .values import Metric, UnitDim, Values, slice_sums, unit_dims, unit_values
@@ -210,19 +210,11 @@ def _dropped(graph: Graph, plan: Any) -> np.ndarray:
     """The units whose slices a plan does not keep."""
     if not isinstance(plan, PlanRecord):
         raise RequestError(f"plan={shown(plan)}: give a plan of this graph's model that was not applied yet")
-    gone = np.zeros(graph.coupling.n_units, dtype=bool)
     for d in unit_dims(graph):
         before, _ = plan.shapes.get(d.name, (d.tensor, d.tensor))
         if tuple(before) != d.tensor:
             raise RequestError(f"the plan is of another model: it has {d.name} of shape {before}, captured {d.tensor}")
-        index = plan.indices.get(d.name, {}).get(d.dim)
-        if index is None:
-            continue
-        rows: Any = index if len(d.shape) > 1 else [index]
-        if len(rows) == d.units.size // d.shape[-1]:  # of groups that went, the dims that made them tell
-            for units, row in zip(d.units.reshape(len(rows), -1), rows, strict=True):
-                gone[np.delete(units, [i for i in row if i >= 0])] = True
-    return np.flatnonzero(gone & ~graph.coupling.frozen)
+    return np.flatnonzero(~kept_units(graph, plan) & ~graph.coupling.frozen)
 
 
 # -- the slices of units -----------------------------------------------------------------------------------------------

@@ -114,7 +114,9 @@ class Resizing(Problem):
         for unit, n in self.alignment.allowed.items():
             self.slots[unit] = max(n, self.slots[unit])
 
-    def _worth(self) -> Worth:
+    @property
+    def worth(self) -> Worth:
+        """What the caller says units are worth; 1 each otherwise, and those of largest magnitude stay."""
         graph = self.graph
         given: Values = {} if self.values is None else self.values
         value = unit_values(given, graph.model, graph)

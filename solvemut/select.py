@@ -21,7 +21,7 @@ from .graph import Graph
 from .plan import kept_units
 from .problem import Problem
 from .requests import Budget, asked, budget_of
-from .values import Values, kinds
+from .values import Values, kinds, ranked
 
 STEPS = 24  # of a bisection
 
@@ -73,14 +73,12 @@ def uniform(graph: Graph, values: Values = None, *, time_limit: float = 60.0, se
 
 def uniform_of(problem: Problem, best: Plan, how: tuple[Any, ...]) -> Plan:
     """The uniform plan of a problem that is stated already, beside its optimum; `how` is what `solve` takes."""
-    graph, order = problem.graph, problem.worth.order
+    order = problem.worth.order
+    groups = [ranked(problem.graph, units, order) for units in kinds(problem.graph)[0]]
 
     def at(share: float) -> Worth:
-        curves = []
-        for units in kinds(graph)[0]:
-            ranked = units[np.lexsort((units, -order[units], ~graph.coupling.frozen[units]))]
-            n = len(units)
-            curves.append(Curve(ranked, -np.abs(np.arange(n + 1) - share * n) / n))
+        sizes = [(units, len(units)) for units in groups]
+        curves = [Curve(units, -np.abs(np.arange(n + 1) - share * n) / n) for units, n in sizes]
         return Worth(np.zeros(len(order)), tuple(curves))
 
     return _largest(problem, at, 1.0, 0.0, best, how)

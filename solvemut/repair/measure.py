@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from .. import batches as runs
 from ..errors import PlanMismatchError, ValuesError
 from ..plan import PlanRecord
+from ..precision import wide
 from ..tracing import unwrapped
-from .normal import wide
 
 Around = Callable[[int], contextlib.AbstractContextManager[Any]]
 
@@ -87,8 +87,7 @@ class Measure:
 
 
 def _floats(out: Any) -> list[torch.Tensor]:
-    leaves = pytree.tree_leaves(out)
-    found = [x.detach() for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    found = [x.detach() for x in runs.floats(out)]
     if not found:
         raise ValuesError("the model puts out no tensors of floats to be compared with the teacher's; give a loss")
     return found

@@ -10,11 +10,6 @@ from __future__ import annotations
 import torch
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """In float64; on the CPU where a device has none."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
 class Normal:
     """Rows are added block by block, [groups, rows, columns], and kept as they are until they outnumber the columns.
 

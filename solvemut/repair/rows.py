@@ -11,7 +11,7 @@ import torch
 
 from ..calls import TRANSPOSED, LayerCall, columns, outputs
 from ..errors import PlanMismatchError
-from .normal import wide
+from ..precision import wide
 
 BLOCK = 2048  # rows
 ROWS = 32  # for each column: what is left then is larger by 1/32 than with all rows, on data not seen

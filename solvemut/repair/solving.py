@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..calls import LayerCall, from_matrix, matrix
-from .normal import Normal, wide
+from ..precision import wide
+from .normal import Normal
 from .report import Repaired
 from .rows import Block, Sample, blocks_of, outputs_kept
 from .survey import Task

@@ -2,16 +2,16 @@
 
 from ..compile import Curve, Worth
 from .data import activation, taylor
-from .dims import UnitDim, unit_dims
+from .dims import UnitDim, over_slices, slice_sums, unit_dims
 from .elimination import reconstruction
 from .gates import bypass, fisher
 from .metric import Metric, Values
 from .running import Tracker, track
-from .shares import kinds, retention
+from .shares import kinds, ranked, retention
 from .store import load, save
 from .trials import measured
 from .units import unit_values, worth_of
-from .weights import bn_scale, constant, magnitude, over_slices, random, slice_sums
+from .weights import bn_scale, constant, magnitude, random
 from .zoo import fpgm, hessian, lamp, wanda
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "measured",
     "over_slices",
     "random",
+    "ranked",
     "reconstruction",
     "retention",
     "save",

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from .. import batches as runs
 from ..arguments import flag, one_of
 from ..errors import ValuesError
 from ..graph import Graph, Vertex
 from ..interrupts import deferred
-from .dims import over_dims
+from ..precision import wide
+from .dims import over_dims, over_slices
 from .metric import Metric
-from .weights import over_slices, wide
 
 
 def taylor(
@@ -69,24 +68,8 @@ def _taylor(
         else:
             total = total + over_slices(model, graph, contribution, np.abs)
 
-    n = runs.each(model, singles(batches) if each == "example" else batches, loss, add)
+    n = runs.each(model, runs.singles(batches) if each == "example" else batches, loss, add)
     return np.asarray(total) / (n if squared else 1)
-
-
-def singles(batches: Iterable[Any]) -> Iterator[Any]:
-    """The examples of batches, each as a batch of one: every tensor with so many rows as the batch is cut along dim 0.
-
-    >>> [[x.tolist(), scale] for x, scale in singles([(torch.tensor([3, 4]), 0.5)])]
-    [[[3], 0.5], [[4], 0.5]]
-    """
-    for batch in batches:
-        n = runs.examples_in(batch)
-        for i in range(n):
-            yield pytree.tree_map(partial(_example, i=i, n=n), batch)
-
-
-def _example(x: Any, i: int, n: int) -> Any:
-    return x[i : i + 1] if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == n else x
 
 
 def of_data(

@@ -16,7 +16,6 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from .. import batches as runs
 from ..arguments import real, shown, whole
@@ -25,6 +24,7 @@ from ..compile import Curve, Worth
 from ..errors import ValuesError
 from ..graph import Graph
 from ..progress import counted
+from .dims import unit_dims
 from .gates import fisher
 from .metric import Metric
 from .shares import kinds
@@ -144,8 +144,7 @@ def moved(model: nn.Module, batch: Any, seed: Any = 0) -> torch.Tensor:
 
     The sum of all outputs with random signs, the mean over examples.
     """
-    leaves = [t for t in pytree.tree_leaves(runs.forward(model, batch)) if isinstance(t, torch.Tensor)]
-    leaves = [t for t in leaves if t.is_floating_point()]
+    leaves = runs.floats(runs.forward(model, batch))
     if not leaves:
         raise ValuesError("reconstruction: the model puts out no tensor of floats; give a loss")
     draw = torch.Generator().manual_seed(crc32(repr(seed).encode()))
@@ -160,18 +159,13 @@ def moved(model: nn.Module, batch: Any, seed: Any = 0) -> torch.Tensor:
 
 def _consumers(model: nn.Module, graph: Graph, member: np.ndarray) -> Maps:
     """By weight and dim the linear maps that may read units which may go; told by their first call."""
-    coupling = graph.coupling
-    found: Maps = {}
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    for (value, dim), extent in coupling.sources.items():
-        p = coupling.trace.params.get(value)
-        if p is None or len(p.shape) < 2 or p.name not in tensors:
-            continue
-        units = coupling.units(extent)
-        makes = (value, dim) in coupling.produced and not p.aliases  # a tied weight may make what it also reads
-        if not makes and (member[units] >= 0).any():
-            found[p.name, dim] = Moments(units, 1, False, tensors[p.name].detach())
-    return found
+    return {
+        (d.name, d.dim): Moments(d.units.reshape(d.shape), 1, False, tensors[d.name].detach())
+        for d in unit_dims(graph)
+        if len(d.tensor) > 1 and (member[d.units] >= 0).any()
+        if not d.makes or len(d.names) > 1  # a tied weight may make what it also reads
+    }
 
 
 def _passes(moments: Maps, memory: int) -> list[Maps]:
@@ -193,7 +187,7 @@ def _gather(model: nn.Module, moments: Maps, batches: Iterable[Any], loss: runs.
     """One run through the batches, with gradients: second moments of inputs, mean squares of gradients of outputs."""
     n = 0
     with runs.evaluated(model, gradients=True):
-        for k, batch in enumerate(counted(batches, "reconstruction", look.progress)):
+        for k, batch in enumerate(runs.some(counted(batches, "reconstruction", look.progress))):
             size, batch = runs.examples_in(batch), runs.plain(batch)
             after = partial(_observe, moments=moments, size=size, seed=(look.seed, k), most=look.positions)
             model.zero_grad(set_to_none=True)
@@ -201,8 +195,6 @@ def _gather(model: nn.Module, moments: Maps, batches: Iterable[Any], loss: runs.
                 found = moved(model, batch, (look.seed, k)) if loss is None else runs.value_of(loss, model, batch)
             runs.backward(found, k + 1)
             n += size
-    if n == 0:
-        raise ValuesError(runs.NO_BATCH)
     for m in moments.values():
         if m.gram is not None:
             m.gram /= n

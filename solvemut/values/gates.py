@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from .. import batches as runs
 from ..arguments import names as given_names
@@ -18,9 +17,10 @@ from ..arguments import one_of
 from ..calls import EMBEDDING, MAPS, NORM, LayerCall, watched
 from ..errors import ValuesError
 from ..graph import Graph
+from ..precision import wide
 from ..progress import counted
+from .dims import unit_dims
 from .metric import Metric
-from .weights import wide
 
 FIRST, SECOND, MIXED = "first", "second", "mixed"  # where the examples of a batch stand in a tensor: its dim
 Places = dict[int, tuple[Any, np.ndarray, int, Any]]  # by id of a tensor: it, its units and their dim, its hook
@@ -61,34 +61,15 @@ def _fisher(
     layout: dict[tuple[str, int], str] | None = None
     total, n = torch.zeros(graph.coupling.n_units, dtype=torch.float64), 0
     with runs.evaluated(model, gradients=True):
-        for batch in counted(batches, "fisher", progress):
+        for batch in runs.some(counted(batches, "fisher", progress)):
             if layout is None:
                 layout = layouts(model, batch, loss)
-            for part in _parts(batch, layout):
-                size = runs.examples_in(part)
+            for part in runs.singles([batch]) if MIXED in layout.values() else [batch]:
+                size, part = runs.examples_in(part), runs.plain(part)
                 found = _of_batch(model, part, loss, (units, forks), layout, total.shape[0])
                 total += 0.5 * (found * (size if reduction == "mean" else 1)).square().sum(0).cpu()
                 n += size
-    if n == 0:
-        raise ValuesError(runs.NO_BATCH)
     return (total / n).numpy()
-
-
-def _parts(batch: Any, layout: Mapping[tuple[str, int], str]) -> Iterator[Any]:
-    """The batch, or where some layer does not keep its examples apart, each example on its own."""
-    if MIXED not in layout.values():
-        yield runs.plain(batch)
-        return
-    for k in range(runs.examples_in(batch)):
-        yield runs.plain(only(batch, slice(k, k + 1)))
-
-
-def only(batch: Any, which: slice) -> Any:
-    """Some examples of a batch."""
-    n = runs.examples_in(batch)
-    return pytree.tree_map(
-        lambda x: x[which] if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == n else x, batch
-    )
 
 
 def _of_batch(
@@ -135,12 +116,7 @@ def _of_batch(
 
 def makers_of(graph: Graph) -> dict[str, np.ndarray]:
     """By name of a weight the unit classes of its outputs, in order."""
-    coupling, found = graph.coupling, {}
-    for (value, dim), extent in coupling.sources.items():
-        p = coupling.trace.params.get(value)
-        if p is not None and (value, dim) in coupling.produced and len(p.shape) > 1:
-            found[p.name] = coupling.units(extent).reshape(-1).astype(np.int64)
-    return found
+    return {d.name: d.units.astype(np.int64) for d in unit_dims(graph) if d.makes and len(d.tensor) > 1}
 
 
 def forks_of(graph: Graph) -> set[str]:
@@ -156,7 +132,7 @@ def layouts(model: nn.Module, batch: Any, loss: runs.Loss | None) -> dict[tuple[
 
     Some attention has its batch in the second dim, and layers may see both dims as one.
     """
-    few = only(batch, slice(0, 3))
+    few = runs.by_example(batch, lambda x: x[:3])
     size = runs.examples_in(few)
     if size < 2:
         return {}
@@ -172,16 +148,10 @@ def layouts(model: nn.Module, batch: Any, loss: runs.Loss | None) -> dict[tuple[
             found[call.key] = _layout(seen.pop(call.key), call.y.detach().movedim(call.axis, -1), size)
 
     with torch.no_grad():
-        for look, examples in ((keep, few), (compare, _reversed(few, size))):
+        for look, examples in ((keep, few), (compare, runs.by_example(few, lambda x: x.flip(0)))):
             with watched(model, after=look):
                 runs.run(model, examples, loss)
     return found
-
-
-def _reversed(batch: Any, size: int) -> Any:
-    return pytree.tree_map(
-        lambda x: x.flip(0) if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == size else x, batch
-    )
 
 
 def _layout(a: torch.Tensor, b: torch.Tensor, size: int) -> str:
@@ -230,7 +200,7 @@ def bypass(
     handles = [modules[b].register_forward_hook(hook(b)) for b in wanted]
     try:
         with runs.evaluated(model, gradients=True):
-            for batch in batches:
+            for batch in runs.some(batches):
                 size = runs.examples_in(batch)
                 sums.clear()
                 model.zero_grad(set_to_none=True)
@@ -243,6 +213,4 @@ def bypass(
     finally:
         for handle in handles:
             handle.remove()
-    if n == 0:
-        raise ValuesError(runs.NO_BATCH)
     return {name: t / n for name, t in total.items()}

@@ -20,12 +20,13 @@ from ..flow import FIXED
 from ..graph import Graph
 from ..interrupts import deferred
 from ..plan import PlanRecord
+from ..precision import wide
 from ..report import one_line
 from ..tracing import MODES, examples_of, is_compiled, to_text, trace_examples, unwrapped
 from .data import position_means
+from .dims import slice_sums
 from .metric import Metric
 from .places import EPS, check, followed, places_of, units_at
-from .weights import slice_sums, wide
 
 
 def track(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..arguments import one_of, real, shown
 from ..compile import Curve, Worth
 from ..errors import ValuesError
 from ..graph import Graph
+from ..precision import near_one, wide
+from .dims import UnitDim, summed
 from .metric import Metric
-from .weights import norm_moments, slice_energies
 
 FLOOR = 1e-3  # of a tensor's energy is shared out evenly, so that units of weight zero count for something
 
@@ -47,19 +50,57 @@ def _retention(model: nn.Module, graph: Graph, p: float, tensors: str) -> Worth:
     read: dict[int, list[np.ndarray]] = {}
     made: dict[int, list[np.ndarray]] = {}
     cells, member = kinds(graph)
-    moments = norm_moments(model, graph) if tensors == "readers" else np.ones(graph.coupling.n_units)
-    for key, energy in slice_energies(model, graph, p):
-        makes = key in graph.coupling.produced
-        units = np.unique(graph.coupling.units(graph.coupling.sources[key]))
-        for k in np.unique(member[units]).tolist():
+    moments = _norm_moments(model, graph) if tensors == "readers" else np.ones(graph.coupling.n_units)
+    for d, energy in _energies(model, graph, p):
+        for k in np.unique(member[d.units]).tolist():
             if k >= 0:
-                found = energy[cells[k]] * (1 if makes else moments[cells[k]])
-                (made if makes else read).setdefault(k, []).append(_evened(found))
+                found = energy[cells[k]] * (1 if d.makes else moments[cells[k]])
+                (made if d.makes else read).setdefault(k, []).append(_evened(found))
     if tensors == "readers":
         made = {k: found for k, found in made.items() if k not in read}
     shares = {k: read.get(k, []) + made.get(k, []) for k in sorted(read.keys() | made.keys())}
     curves = [_curve(graph, cells[k], np.stack(found)) for k, found in shares.items()]
     return Worth(np.zeros(graph.coupling.n_units), tuple(curves))
+
+
+def _energies(model: nn.Module, graph: Graph, p: float) -> Iterator[tuple[UnitDim, np.ndarray]]:
+    """For each dim with units of a tensor of two or more dims the sum of |w|^p by unit class, up to a factor.
+
+    Where there are no weights to see, on the meta device, every position counts 1.
+    """
+    tensors = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
+
+    def entries(name: str) -> torch.Tensor | None:
+        if (w := tensors.get(name)) is None or w.is_meta:
+            return None
+        near, _ = near_one(w.detach())
+        return near.abs() ** p if p != 2 or near.is_complex() else near.square()
+
+    for d, sums in summed(graph, entries, least=2):
+        if sums is not None and not np.isfinite(sums).all():
+            raise ValuesError(f"the weights {d.name} are not all finite")
+        flat = np.ones(d.units.size) if sums is None else sums.reshape(-1)
+        yield d, np.bincount(d.units, weights=flat, minlength=graph.coupling.n_units)
+
+
+def _norm_moments(model: nn.Module, graph: Graph) -> np.ndarray:
+    """By unit class the mean square that its norms give it, weight^2 + bias^2, summed over them; 1 where none does."""
+    coupling = graph.coupling
+    tensors = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
+    found, normed = np.zeros(coupling.n_units), np.zeros(coupling.n_units, dtype=bool)
+    for node in coupling.trace.nodes:
+        if not node.op.endswith("_norm"):
+            continue
+        for key in ("weight", "bias"):
+            value = getattr(node.args.get(key), "name", "")
+            p = coupling.trace.params.get(value)
+            w = None if p is None else tensors.get(p.name)
+            if w is None or w.is_meta or (value, 0) not in coupling.sources:
+                continue
+            units = coupling.units(coupling.sources[value, 0]).reshape(-1)
+            np.add.at(found, units, wide(w.detach()).square().cpu().numpy().reshape(-1))
+            normed[units] = True
+    return np.where(normed, found, 1.0)
 
 
 def kinds(graph: Graph) -> tuple[list[np.ndarray], np.ndarray]:
@@ -98,10 +139,19 @@ def _evened(energy: np.ndarray) -> np.ndarray:
 
 def _curve(graph: Graph, units: np.ndarray, shares: np.ndarray) -> Curve:
     """The units by falling shares, and the sum of logarithms of what the first n of them have; shares [tensors, n]."""
-    frozen = graph.coupling.frozen[units]
-    ranked = np.lexsort((units, -shares.sum(axis=0), ~frozen))
-    passed = np.minimum(np.cumsum(shares[:, ranked], axis=1), 1.0)
+    first = _ranks(graph, units, shares.sum(axis=0))
+    passed = np.minimum(np.cumsum(shares[:, first], axis=1), 1.0)
     none = np.full((len(shares), 1), FLOOR / (2 * len(units)))  # of a kind that may go altogether
     worth = np.log(np.concatenate([none, passed], axis=1)).sum(axis=0)
     worth[-1] = 0.0
-    return Curve(units[ranked], worth)
+    return Curve(units[first], worth)
+
+
+def ranked(graph: Graph, units: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Units in the order of a curve: those that must stay, then by falling value (by unit class)."""
+    return units[_ranks(graph, units, value[units])]
+
+
+def _ranks(graph: Graph, units: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The same as positions; `value` is by position."""
+    return np.lexsort((units, -value, ~graph.coupling.frozen[units]))

@@ -17,8 +17,9 @@ from ..coupling import Coupling
 from ..errors import ValuesError
 from ..flow import FIXED
 from ..graph import Graph, Vertex
+from ..precision import wide
 from .metric import Metric, Values, checksum
-from .weights import magnitude, wide
+from .weights import magnitude
 
 
 def unit_values(values: Values, model: nn.Module, graph: Graph) -> np.ndarray:

@@ -13,12 +13,11 @@ from torch import nn
 
 from .. import batches as runs
 from ..calls import LINEAR, MAPS, LayerCall, columns, matrix, positions, watched
-from ..errors import ValuesError
 from ..graph import Graph
-from .data import of_data, singles
+from ..precision import near_one, wide
+from .data import of_data
 from .dims import over_dims, unit_dims
 from .metric import Metric
-from .weights import wide
 
 # -- of weights --------------------------------------------------------------------------------------------------------
 
@@ -39,8 +38,8 @@ def _lamp_scores(model: nn.Module, graph: Graph) -> np.ndarray:
     tensors = dict(model.named_parameters(remove_duplicate=False))
 
     def energy(name: str) -> torch.Tensor:
-        near, _ = _near_one(tensors[name])  # the score does not depend on the scale, the range of squares does
-        return near.abs().square()
+        near, _ = near_one(tensors[name].detach())  # the score knows no scale, the range of squares does
+        return wide(near).abs().square()
 
     return over_dims(graph, energy, _lamp, least=2)
 
@@ -55,13 +54,6 @@ def _lamp(energy: np.ndarray) -> np.ndarray:
         above = rest[np.searchsorted(order, row, side="left")]
         np.divide(row, above, out=found, where=above > 0)
     return out.reshape(energy.shape)
-
-
-def _near_one(p: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """A tensor in double precision over its largest entry, and that."""
-    w = wide(p.detach())
-    scale = float(w.abs().max()) if w.numel() else 0.0
-    return (w / scale, scale) if scale > 0 else (w, 1.0)
 
 
 def fpgm(normalize: str | None = "mean") -> Metric:
@@ -82,7 +74,8 @@ def _fpgm_scores(model: nn.Module, graph: Graph) -> np.ndarray:
     for d in unit_dims(graph):
         if len(d.tensor) < 2 or not d.makes or graph.coupling.frozen[d.units].all():
             continue  # of what stays there may be as many slices as a language has words
-        w, scale = _near_one(tensors[d.name])
+        near, scale = near_one(tensors[d.name].detach())
+        w = wide(near)
         if len(d.shape) > 1:  # every group of a transposed convolution has filters of its own
             groups = w.reshape(d.shape[0], -1, *w.shape[1:])
             slices = groups.movedim(2, 1).flatten(0, 1).flatten(1)
@@ -133,14 +126,10 @@ def _wanda_scores(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> np.
             sizes[key] = matrix(call, wide(tensors[call.weight].detach()).abs()).sum(1)
         energy[key] = energy.get(key, 0) + _column_energy(call)
 
-    empty = True
     with runs.evaluated(model):
-        for batch in batches:
-            empty = False
+        for batch in runs.some(batches):
             with watched(model, after=look):
                 runs.run(model, batch, None)
-    if empty:
-        raise ValuesError(runs.NO_BATCH)
     total = np.zeros(graph.coupling.n_units)
     for (name, in_dim, groups, taps), found in energy.items():
         by_column = sizes[name, in_dim, groups, taps] * found.sqrt()
@@ -191,7 +180,7 @@ def _hessian_scores(
             if p.grad is not None:
                 total[p] = total.get(p, 0) + wide(p.grad).abs().square()
 
-    n = runs.each(model, singles(batches), loss, add)
+    n = runs.each(model, runs.singles(batches), loss, add)
 
     def change(name: str) -> torch.Tensor | None:
         p = tensors[name]

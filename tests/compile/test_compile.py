@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from caller_costs import cost_of, graph_of, part
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept_sets import every_kept
 
 from solvemut.compile import Curve, Question, Worth, compile_program
 from solvemut.errors import InfeasibleError, RequestError, ValuesError
@@ -30,18 +30,6 @@ def best(graph: Any, worth: Worth, question: Question) -> tuple[float, np.ndarra
     for budget, name in compiled.counted:
         assert budget.cost.count(graph.coupling, kept, compiled.decoder.on(solution)) == solution.costs[name]
     return float(solution.objective), kept
-
-
-def every_kept(graph: Any) -> Any:
-    """All sets of units that leave no layer empty."""
-    coupling = graph.coupling
-    free = np.flatnonzero(~coupling.frozen)
-    layers = [np.unique(coupling.units(e)) for e in coupling.sources.values()]
-    for bits in itertools.product([False, True], repeat=len(free)):
-        kept = coupling.frozen.copy()
-        kept[free] = bits
-        if all(kept[units].any() for units in layers):
-            yield kept
 
 
 def net() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept_sets import every_kept
 from torch import nn
 
 import solvemut as sm
@@ -64,28 +64,6 @@ GRAPHS = {
 }
 CHAIN = GRAPHS["chain"]
 A, B = CHAIN["a"].units, CHAIN["b"].units
-
-
-def every_kept(graph: Any) -> Iterator[np.ndarray]:
-    """All sets of units that leave no layer empty, and as many in every row that stays."""
-    coupling = graph.coupling
-    free = np.flatnonzero(~coupling.frozen)
-    layers = [np.unique(coupling.units(e)) for e in coupling.sources.values()]
-    for bits in itertools.product([False, True], repeat=len(free)):
-        kept = coupling.frozen.copy()
-        kept[free] = bits
-        if all(kept[units].any() for units in layers) and rows_fit(coupling, kept):
-            yield kept
-
-
-def rows_fit(coupling: Any, kept: np.ndarray) -> bool:
-    gone: dict[str, tuple[bool, ...]] = {}
-    for rows in coupling.rows:
-        n = kept[rows.units].sum(axis=1)
-        empty = tuple((n == 0).tolist())
-        if len(set(n[n > 0])) != 1 or (any(empty) and not rows.removable) or gone.setdefault(rows.key, empty) != empty:
-            return False
-    return True
 
 
 KEPT = {name: list(every_kept(graph)) for name, graph in GRAPHS.items()}

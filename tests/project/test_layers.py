@@ -32,9 +32,10 @@ LAYERS: dict[str, set[str]] = {
     "edits": {"trace"},
     "plan": {"edits", "graph"},
     "tracing": {"rules"},
+    "precision": set(),
     "batches": {"arguments", "interrupts"},
     "calls": {"tracing"},
-    "values": {"apply", "batches", "calls", "compile", "progress"},
+    "values": {"apply", "batches", "calls", "compile", "precision", "progress"},
     "regularize": {"graph", "values"},
     "building": {"arguments", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
@@ -46,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
     "surgery": {"building", "resizing"},
     "kernels": {"apply"},
     "lazy": {"apply"},
-    "repair": {"batches", "calls", "apply"},
+    "repair": {"batches", "calls", "apply", "precision"},
     "search": {"mutator", "surgery"},
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
@@ -66,7 +67,7 @@ TORCH = {
     "repair",
     *FACADES,
 }
-TORCH |= {"refine", "search", "select", "stages"}
+TORCH |= {"precision", "refine", "search", "select", "stages"}
 ORTOOLS = {"solver", "program"}
 
 

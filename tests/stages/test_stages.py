@@ -182,7 +182,10 @@ def test_under_inference_mode_gradients_are_found_and_the_model_can_be_trained()
     model, optimizer, mut = ready()
     with torch.inference_mode():
         mut.prune(params=0.6, values=sm.values.fisher(BATCHES, LOSS), repair=fitted(), rounds=2)
+    before = [p.detach().clone() for p in model.parameters()]
     trained(model, optimizer)
+    assert not any(p.is_inference() for p in model.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
 def test_a_graph_that_is_still_held_disturbs_no_training():
