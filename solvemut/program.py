@@ -77,12 +77,7 @@ class Program:
 
     def width(self, name: str, levels: Iterable[int]) -> Width:
         """A choice of one of ``levels``: distinct ints, any order, at least one."""
-        found = tuple(levels)
-        if not all(isinstance(level, Integral) for level in found):
-            raise ProgramError(
-                f"width {name!r}: levels are ints, not {next(x for x in found if not isinstance(x, Integral))!r}"
-            )
-        ints = tuple(int(level) for level in found)
+        ints = _ints(name, levels)
         if not ints:
             raise ProgramError(f"width {name!r} has no levels")
         if len(set(ints)) < len(ints):
@@ -340,6 +335,16 @@ class Program:
         program._fixed = {int(index): k for index, k in data["fixed"].items()}
         program._hint = {int(index): k for index, k in data["hint"].items()}
         return program
+
+
+def _ints(name: str, levels: Iterable[int]) -> tuple[int, ...]:
+    if isinstance(levels, range) or (isinstance(levels, np.ndarray) and levels.ndim == 1 and levels.dtype.kind in "iu"):
+        return tuple(levels.tolist() if isinstance(levels, np.ndarray) else levels)
+    found = tuple(levels)
+    if not all(isinstance(level, Integral) for level in found):
+        wrong = next(x for x in found if not isinstance(x, Integral))
+        raise ProgramError(f"width {name!r}: levels are ints, not {wrong!r}")
+    return tuple(int(level) for level in found)
 
 
 def _options(time_limit: Any, gap: Any, seed: Any) -> driver.Options:

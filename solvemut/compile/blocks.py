@@ -8,7 +8,7 @@ channels): then a level says how many rows stay and how many units of each famil
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -96,29 +96,34 @@ class Partition:
         self.coupling, self.frozen = coupling, frozen
         self.slots = np.zeros(coupling.n_units, dtype=np.int64) if slots is None else slots
         self.blocks: list[Block] = []
-        self.home: dict[int, tuple[Block, int]] = {}  # class -> its block and family
+        self._families: list[tuple[Block, int]] = []
+        self._family = np.full(coupling.n_units, -1)  # which of these a class is of
         self.ties: list[Equation] = []
         self.notes: list[str] = []
-        self._extents: dict[int, tuple[Extent, int, list[Term]]] = {}
+        self._extents: dict[int, tuple[Extent, tuple[int, list[Term]]]] = {}
+        self._known: dict[Any, tuple[int, list[Term]]] = {}  # the same, by the classes of an extent
+        self._blocks_made = 1
         self._make_blocks(features)
 
     def _make_blocks(self, features: Iterable[np.ndarray]) -> None:
         """Refine the free units by every extent they stand in, then give rows their own blocks."""
         block_of = np.where(self.frozen, -1, 0)
-        for labels in features:
-            block_of = self._refine(block_of, labels.reshape(-1))
+        for units in _distinct(self.coupling.unit_of[labels.reshape(-1)] for labels in features):
+            self._refine(block_of, units)
         clusters, loose = self._clusters(block_of)
         for rows in loose:
             self._tie_rows(rows)
             for row in rows.units:
-                block_of = self._refine(block_of, row, classes=True)
+                self._refine(block_of, row)
         taken = np.zeros(len(block_of), dtype=bool)
         for families, removable, counted in clusters:
             self._row_blocks(families, removable, counted)
             for family in families:
                 taken[family] = True
-        for b in np.unique(block_of[(block_of >= 0) & ~taken & self._real()]):
-            units = np.flatnonzero((block_of == b) & ~taken)
+        left = np.flatnonzero((block_of >= 0) & ~taken & self._real())
+        left = left[np.argsort(block_of[left], kind="stable")]
+        starts = np.flatnonzero(np.diff(block_of[left], prepend=-1))
+        for units in np.split(left, starts[1:]) if len(left) else ():
             sizes = np.arange(len(units) + self._most_new(units) + 1)
             levels = np.stack([np.ones(len(sizes), dtype=np.int64), sizes], axis=1)
             self._add(Block((units[None, :],), levels))
@@ -148,22 +153,19 @@ class Partition:
     def _add(self, block: Block) -> None:
         self.blocks.append(block)
         for f, units in enumerate(block.families):
-            for c in units.reshape(-1):
-                self.home[int(c)] = (block, f)
+            self._family[units] = len(self._families)
+            self._families.append((block, f))
 
-    def _refine(self, block_of: np.ndarray, labels: np.ndarray, classes: bool = False) -> np.ndarray:
-        """Split blocks by how often their units occur in `labels`."""
-        units = labels if classes else self.coupling.unit_of[labels]
+    def _refine(self, block_of: np.ndarray, units: np.ndarray) -> None:
+        """Split blocks by how often their classes occur among `units`."""
         units, counts = np.unique(units, return_counts=True)
         free = block_of[units] >= 0
         units, counts = units[free], counts[free]
-        if not len(units):
-            return block_of
-        pairs = np.stack([block_of[units], counts], axis=1)
-        _, group = np.unique(pairs, axis=0, return_inverse=True)
-        out = block_of.copy()
-        out[units] = block_of.max() + 1 + group.reshape(-1)
-        return out
+        if len(units):
+            pairs = block_of[units] * (int(counts.max()) + 1) + counts
+            _, group = np.unique(pairs, return_inverse=True)
+            block_of[units] = self._blocks_made + group
+            self._blocks_made += int(group.max()) + 1
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -239,32 +241,38 @@ class Partition:
     # -- sizes of extents ------------------------------------------------------------------------------------------
 
     def extent(self, e: Extent) -> tuple[int, list[Term]]:
-        """An extent as a fixed number and terms over blocks."""
-        found = self._extents.get(id(e))
-        if found is None:
-            found = (e, *self._extent(e))
-            self._extents[id(e)] = found
-        return found[1], found[2]
+        """An extent as a fixed number and terms over blocks; one object for all extents of the same units."""
+        if id(e) not in self._extents:
+            units = e.labels if isinstance(e, ClassExtent) else self.coupling.units(e)
+            content = (e.per_row, units.shape[0] if e.per_row else 1, units.tobytes())
+            if content not in self._known:
+                self._known[content] = self._counted(e, units)
+            self._extents[id(e)] = (e, self._known[content])
+        return self._extents[id(e)][1]
 
-    def _extent(self, e: Extent) -> tuple[int, list[Term]]:
-        units = e.labels if isinstance(e, ClassExtent) else self.coupling.units(e)
+    def _counted(self, e: Extent, units: np.ndarray) -> tuple[int, list[Term]]:
         rows = units.shape[0] if e.per_row else 1
-        classes, counts = np.unique(units, return_counts=True)
-        constant = int(counts[self.frozen[classes]].sum())
+        counts = np.bincount(self._family[units.reshape(-1)] + 1, minlength=1)
+        constant = int(counts[0])  # of no family is what is frozen
         if e.per_row and constant % rows:
             raise RequestError("a grouped convolution has groups with unlike fixed channels")
-        terms: dict[tuple[int, int], list[Any]] = {}
-        for c, k in zip(classes.tolist(), counts.tolist(), strict=True):
-            if not self.frozen[c]:
-                block, f = self.home[c]
-                terms.setdefault((id(block), f), [block, f, 0])[2] += k
         out = []
-        for block, f, occurrences in terms.values():
-            times = Fraction(occurrences, block.families[f].size)
+        for i in np.flatnonzero(counts[1:]).tolist():
+            block, f = self._families[i]
+            times = Fraction(int(counts[1 + i]), block.families[f].size)
             if e.per_row and block.rows == 1:
                 times /= rows  # rows tied to equal size one by one
             out.append(Term(block, f, times, e.per_row and block.rows > 1))
         return constant // rows, out
+
+
+def _distinct(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Without those that say the same once more: most dims have the units of another."""
+    seen: set[bytes] = set()
+    for a in arrays:
+        if (content := a.tobytes()) not in seen:
+            seen.add(content)
+            yield a
 
 
 def _grid(axes: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from ..program import Width
 from ..requests import Affine, Multiple, Relation
 from .blocks import MOST_LEVELS, Block, Equation, Partition, Term
 from .question import Question, Worth
+from .vectors import Number, divisible, plus, span, times, whole, within
 
 Parts = Sequence[tuple[Extent, int]]
-Linear = tuple[Fraction, dict[int, np.ndarray]]  # a constant and, by choice number, a vector over its levels
+Linear = tuple[Number, dict[int, np.ndarray]]  # a constant and, by choice number, a vector over its levels
 
 
 @dataclass(eq=False)
@@ -94,14 +94,14 @@ class Choices:
 
         Without `new` just the units that stay are counted.
         """
-        constant = Fraction(0)
+        constant: Number = 0
         vectors: dict[int, Any] = {}
         for e, c in parts:
             fixed, terms = self.partition.extent(e)
             constant += fixed * c
             for t in terms:
                 k, vector = self._vector(t, new)
-                vectors[k] = vectors.get(k, 0) + whole(c * t.times) * vector
+                vectors[k] = plus(vectors.get(k, 0), times(vector, whole(c * t.times)))
         return constant, {k: v for k, v in vectors.items() if (v != v[0]).any() or v[0] != 0}
 
     def _vector(self, t: Term, new: bool = True) -> tuple[int, np.ndarray]:
@@ -109,7 +109,7 @@ class Choices:
         k = self.choice_of[id(t.block)]
         choice = self.choices[k]
         j = next(i for i, b in enumerate(choice.blocks) if b is t.block)
-        return k, t.counts(new)[choice.picks[:, j]].astype(object)
+        return k, t.counts(new)[choice.picks[:, j]]
 
     # -- what settles choices --------------------------------------------------------------------------------------
 
@@ -137,26 +137,22 @@ class Choices:
             return False
         if len(vectors) == 1:
             ((k, v),) = vectors.items()
-            fits = np.array([low <= x <= high for x in v.tolist()])
+            fits = within(v, low, high)
             if not fits.any():
                 return False
             self.choices[k].keep(fits)
         return True
 
-    def _join(self, vectors: dict[int, np.ndarray], low: Fraction, high: Fraction) -> bool:
+    def _join(self, vectors: dict[int, np.ndarray], low: Number, high: Number) -> bool:
         (a, va), (b, vb) = vectors.items()
         order = np.argsort(vb, kind="stable")
         ranked = vb[order]
-        pairs: list[tuple[int, int]] = []
-        for i, v in enumerate(va.tolist()):
-            start, stop = np.searchsorted(ranked, low - v), np.searchsorted(ranked, high - v, side="right")
-            pairs += [(i, j) for j in sorted(order[start:stop].tolist())]
-            if len(pairs) > MOST_LEVELS:
-                return False
-        if not pairs:
+        starts, stops = np.searchsorted(ranked, low - va), np.searchsorted(ranked, high - va, side="right")
+        if not 0 < np.maximum(stops - starts, 0).sum() <= MOST_LEVELS:
             return False
+        at = np.flatnonzero(stops > starts).tolist()
+        index = np.array([(i, j) for i in at for j in sorted(order[starts[i] : stops[i]].tolist())])
         first, second = self.choices[a], self.choices[b]
-        index = np.array(pairs)
         merged = Choice(
             first.blocks + second.blocks,
             np.concatenate([first.picks[index[:, 0]], second.picks[index[:, 1]]], axis=1),
@@ -168,9 +164,12 @@ class Choices:
     def _never_empty(self) -> None:
         """No dim of a parameter may vanish."""
         several: list[tuple[tuple[str, Any], Extent]] = []
+        seen: set[int] = set()
         for key, e in self.coupling.sources.items():
-            if e.per_row:
+            known = id(self.partition.extent(e))
+            if e.per_row or known in seen:
                 continue
+            seen.add(known)
             constant, vectors = self.linear([(e, 1)])
             if constant > 0 or not vectors:
                 continue
@@ -183,7 +182,7 @@ class Choices:
         named += [(f"part {i} of a split", Extent(labels)) for i, labels in enumerate(self.coupling.facts.nonempty)]
         for name, e in named:  # most of these have a part that cannot vanish on its own
             constant, vectors = self.linear([(e, 1)])
-            if vectors and constant + sum(min(v) for v in vectors.values()) < 1:
+            if vectors and span(constant, vectors)[0] < 1:
                 self.floors.append(([(e, 1)], f"{name} keeps a unit"))
 
     def _filter(self, k: int, mask: np.ndarray) -> None:
@@ -208,7 +207,7 @@ class Choices:
             constant, vectors = self.linear([(whole, 1)])
             if len(vectors) == 1:
                 ((k, v),) = vectors.items()
-                fits = np.array([x > 0 and x % multiple == 0 for x in (v + constant).tolist()], dtype=bool)
+                fits = divisible(v + constant, multiple)
                 if not fits.any():
                     self.choices[k].keep(np.array(v + constant == whole.now, dtype=bool))
                     self.notes.append(f"{name} stays at {whole.now}: no multiple of {multiple} fits")
@@ -230,23 +229,18 @@ class Choices:
 
     def _name(self) -> None:
         """A choice is called after the first layer that makes its units."""
-        made: dict[int, str] = {}
-        for key, e in self.coupling.sources.items():
-            if key in self.coupling.produced:
-                for c in np.unique(self.coupling.units(e)).tolist():
-                    made.setdefault(c, self.extent_name(key))
+        makers = [key for key in self.coupling.sources if key in self.coupling.produced]
+        made = np.full(self.coupling.n_units, -1)
+        for i, key in reversed(list(enumerate(makers))):
+            made[self.coupling.units(self.coupling.sources[key])] = i
         seen: dict[str, int] = {}
         for choice in self.choices:
-            name = made.get(int(choice.blocks[0].families[0].reshape(-1)[0]), "units")
+            maker = int(made[choice.blocks[0].families[0].reshape(-1)[0]])
+            name = self.extent_name(makers[maker]) if maker >= 0 else "units"
             seen[name] = seen.get(name, 0) + 1
             choice.name = name if seen[name] == 1 else f"{name} #{seen[name]}"
         stuck = [c.name for c in self.choices if len(c.picks) == 1 and len(c.blocks) > 1]
         self.notes += [f"{name} and what is tied to it can only stay as it is" for name in stuck]
-
-
-def whole(x: Fraction) -> int | Fraction:
-    """An int, where a fraction is one."""
-    return int(x) if x.denominator == 1 else x
 
 
 def parts_of(r: Relation) -> list[tuple[Extent, int]]:

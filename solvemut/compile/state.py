@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +17,10 @@ from ..flow import Extent
 from ..program import Program, RankOne, Width
 from ..requests import Affine, Budget, Cost, Monomial, Switch, Table
 from .blocks import ClassExtent, best_units, block_value
-from .choices import Choice, Choices, Linear, Parts, parts_of, whole
+from .choices import Choice, Choices, Linear, Parts, parts_of
 from .question import Curve, Worth
 from .spread import state_spread
+from .vectors import Number, plus, span, times
 
 Place = tuple[Switch | None, tuple[int, ...]]  # a term: its switch, and the choices it is over
 
@@ -79,7 +79,7 @@ class Statement:
                 beyond.append(curve)
             elif vectors:
                 ((k, v),) = vectors.items()
-                left = np.array([int(x) for x in (v + constant).tolist()])
+                left = (v + constant).astype(np.int64)
                 tables[k] = tables.get(k, 0.0) + np.asarray(curve.worth, dtype=float)[left]
             else:
                 self.program.value(float(curve.worth[int(constant)]), stage=self.stage)
@@ -117,9 +117,9 @@ class Statement:
         return worth[finite]
 
     @staticmethod
-    def _levels(choice: Choice) -> Sequence[int]:
+    def _levels(choice: Choice) -> np.ndarray:
         plain = len(choice.blocks) == 1 and choice.blocks[0].rows == 1
-        return choice.blocks[0].levels[choice.picks[:, 0], 1].tolist() if plain else range(len(choice.picks))
+        return choice.blocks[0].levels[choice.picks[:, 0], 1] if plain else np.arange(len(choice.picks))
 
     def _curve(self, curve: Curve) -> None:
         """A curve over several blocks: the number of its units that stay is a width of its own."""
@@ -150,7 +150,7 @@ class Statement:
             self.program.cost(name, np.array(v + constant == extent.now, dtype=int), self._width(k))
             self.program.budget(name, 0)
         elif vectors:
-            most = int(constant + sum(max(v) for v in vectors.values()))
+            most = int(span(constant, vectors)[1])
             self.size_width(Extent(extent.labels, extent.per_row), name, np.arange(most + 1) != extent.now)
         else:  # it cannot change at all
             self.program.cost(name, 1)
@@ -160,7 +160,7 @@ class Statement:
         """lower <= sum of coefficient * extent <= upper."""
         self.program.budget(self._resource(name, *self.layout.linear(parts)), upper, lower=lower)
 
-    def _resource(self, name: str, constant: Fraction, vectors: dict[int, np.ndarray]) -> str:
+    def _resource(self, name: str, constant: Number, vectors: dict[int, np.ndarray]) -> str:
         """A resource of that linear cost, under the name or the first free one after it."""
         name = self.free_name(name)
         self.program.cost(name, constant)
@@ -178,8 +178,7 @@ class Statement:
         """size == divisor * t + remainder for some t."""
         constant, vectors = self.layout.linear([(e, c) for e, c, _ in size.terms])
         constant += size.constant
-        low = constant + sum(min(v) for v in vectors.values())
-        high = constant + sum(max(v) for v in vectors.values())
+        low, high = span(constant, vectors)
         start, stop = -((remainder - low) // divisor), (high - remainder) // divisor
         if stop < start:
             start = stop = (low - remainder) // divisor
@@ -197,8 +196,7 @@ class Statement:
     def _number(self, counted: Linear, name: str, allowed: np.ndarray | None) -> Width:
         """A number that several choices make, as a width of its own."""
         constant, vectors = counted
-        low = int(constant + sum(min(v) for v in vectors.values()))
-        high = int(constant + sum(max(v) for v in vectors.values()))
+        low, high = map(int, span(constant, vectors))
         levels = [n for n in range(low, high + 1) if allowed is None or allowed[n]] or [high]
         width = self.program.width(f"{name} ({self._numbers})", levels)
         resource = self._resource(f"{name} counted ({self._numbers})", constant, vectors)
@@ -219,16 +217,16 @@ class Statement:
             self.program.budget(name, lower=budget.limit)
 
     def _cost(self, cost: Cost, resource: str) -> None:
-        constants: dict[Switch | None, Any] = {None: Fraction(0)}
+        constants: dict[Switch | None, Number] = {None: 0}
         vectors: dict[tuple[Switch | None, int], Any] = {}
         pairs: dict[tuple[Switch | None, int, int], list[RankOne]] = {}
         tables = [m for m in cost.monomials if isinstance(m, Table)]
         for m in (m for m in cost.monomials if isinstance(m, Monomial)):
             self._product(m, constants, vectors, pairs)
         for switch, constant in constants.items():
-            self.program.cost(resource, whole(Fraction(constant)), when=self._switch(switch))
+            self.program.cost(resource, constant, when=self._switch(switch))
         for (switch, k), v in vectors.items():
-            self.program.cost(resource, _whole_array(v), self._width(k), when=self._switch(switch))
+            self.program.cost(resource, v, self._width(k), when=self._switch(switch))
         for (switch, i, j), found in pairs.items():
             for table in found:
                 self.program.cost(resource, table, self._width(i), self._width(j), when=self._switch(switch))
@@ -240,20 +238,20 @@ class Statement:
         on, c = m.when, m.coefficient
         factors = reduced([self.layout.linear([(e, 1)]) for e in m.extents])
         assert factors is not None, "a product of more than two sizes: one of them should stay"
-        factors += [(Fraction(1), {})] * (2 - len(factors))
+        factors += [(1, {})] * (2 - len(factors))
         (c0, v0), (c1, v1) = factors
         constants[on] = constants.get(on, 0) + c * c0 * c1
         for k, v in v0.items():
-            vectors[on, k] = vectors.get((on, k), 0) + c * c1 * v
+            vectors[on, k] = plus(vectors.get((on, k), 0), times(v, c * c1))
         for k, v in v1.items():
-            vectors[on, k] = vectors.get((on, k), 0) + c * c0 * v
+            vectors[on, k] = plus(vectors.get((on, k), 0), times(v, c * c0))
         for (i, a), (j, b) in itertools.product(v0.items(), v1.items()):
             if i == j:
-                vectors[on, i] = vectors.get((on, i), 0) + c * a * b
+                vectors[on, i] = plus(vectors.get((on, i), 0), times(times(a, b), c))
             elif i < j:
-                _add_product(pairs.setdefault((on, i, j), []), c * a, b)
+                _add_product(pairs.setdefault((on, i, j), []), times(a, c), b)
             else:
-                _add_product(pairs.setdefault((on, j, i), []), b, c * a)
+                _add_product(pairs.setdefault((on, j, i), []), b, times(a, c))
 
     def _table(self, t: Table, resource: str) -> None:
         """A table over one size or two, each made by one choice, or a width of its own."""
@@ -266,7 +264,7 @@ class Statement:
                 over.append((width, list(width.levels)))
             elif vectors:
                 ((k, v),) = vectors.items()
-                over.append((self._width(k), [int(x + constant) for x in v.tolist()]))
+                over.append((self._width(k), (v + constant).astype(np.int64).tolist()))
             else:
                 entries = entries.take(int(constant), axis=len(over))
         switch = self._switch(t.when)
@@ -303,25 +301,21 @@ def _one_choice(factors: Sequence[Linear], i: int, j: int) -> bool:
     return len(factors[i][1].keys() | factors[j][1].keys()) <= 1
 
 
-def _times(ci: Fraction, vi: dict[int, Any], cj: Fraction, vj: dict[int, Any]) -> Linear:
+def _times(ci: Number, vi: dict[int, Any], cj: Number, vj: dict[int, Any]) -> Linear:
     keys = set(vi) | set(vj)
     if not keys:
         return ci * cj, {}
     (k,) = keys
-    return Fraction(0), {k: (ci + vi.get(k, 0)) * (cj + vj.get(k, 0))}
+    return 0, {k: times(plus(vi.get(k, 0), ci), plus(vj.get(k, 0), cj))}
 
 
 def _add_product(tables: list[RankOne], a: np.ndarray, b: np.ndarray) -> None:
     """Collect rank-one tables of one pair; those with a factor in common become one."""
     for k, t in enumerate(tables):
         if (t.second == b).all():
-            tables[k] = RankOne(t.first + a, t.second)
+            tables[k] = RankOne(plus(t.first, a), t.second)
             return
         if (t.first == a).all():
-            tables[k] = RankOne(t.first, t.second + b)
+            tables[k] = RankOne(t.first, plus(t.second, b))
             return
     tables.append(RankOne(a, b))
-
-
-def _whole_array(v: np.ndarray) -> np.ndarray:
-    return np.array([whole(Fraction(x)) for x in v.tolist()], dtype=object)

@@ -84,9 +84,10 @@ class Analysis:
         frozen[FIXED] = True
         reasons: dict[int, str] = {FIXED: "fixed"}
         for labels, why in self.frozen_labels:
-            for c in np.unique(unit_of[labels]):
-                frozen[c] = True
-                reasons.setdefault(int(c), why)
+            units = unit_of[labels].reshape(-1)
+            fresh = np.unique(units[~frozen[units]])
+            frozen[fresh] = True
+            reasons |= dict.fromkeys(fresh.tolist(), why)
         return frozen, reasons
 
     def _freeze(self, labels: np.ndarray, why: str, node: Node) -> None:
@@ -129,6 +130,8 @@ class Analysis:
 
     def _is_held(self, units: np.ndarray, axis: int, matched: set[int]) -> bool:
         """Whether an axis keeps its size because some node picks positions along it by number."""
+        if not self.facts.held:
+            return False
         row_of = np.full(int(self.unit_of.max()) + 1, -1)
         for k, row in enumerate(np.moveaxis(units, axis, 0)):
             row_of[row] = k

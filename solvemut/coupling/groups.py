@@ -145,10 +145,12 @@ def _groups(
     chains = [(u[:-1], u[1:]) for k, u in units.items() if k in flow.produced and len(u) > 1]
     root = components(len(frozen), chains)
     root[FIXED] = -1
-    made = {int(r) for k, u in units.items() if k in flow.produced for r in np.unique(root[u])}
-    names = [int(r) for r in np.unique(root) if r > FIXED and int(r) in made]
-    number = {r: i for i, r in enumerate(names)}
-    group_of = np.array([number.get(int(r), -1) for r in root])
+    made = [root[u] for k, u in units.items() if k in flow.produced]
+    names = np.unique(np.concatenate([np.empty(0, dtype=int), *made]))
+    names = names[names > FIXED]
+    number = np.full(len(root) + 1, -1)
+    number[names] = np.arange(len(names))
+    group_of = number[root]
     sources: list[list[Any]] = [[] for _ in names]
     dims: list[list[Any]] = [[] for _ in names]
     for key, u in units.items():
@@ -166,8 +168,9 @@ def _groups(
         if g >= 0 and len(sources[g]) > 1 and not m.takes_over:
             origins[g].setdefault(m.node.at())
     out = []
-    for i, _r in enumerate(names):
-        member = np.flatnonzero(group_of == i)
+    ranked = np.argsort(group_of, kind="stable")
+    ends = np.searchsorted(group_of[ranked], np.arange(len(names) + 1))
+    for i, member in enumerate(np.split(ranked, ends)[1:-1]):
         why = reasons[int(member[0])] if frozen[member].all() else ""
         out.append(Group(i, len(member), tuple(sources[i]), tuple(dims[i]), tuple(origins[i]), why))
     return group_of, tuple(out)

@@ -96,13 +96,16 @@ class Graph:
 
     def _inside(self, calls: list[Vertex]) -> list[Vertex]:
         """Parameters that make units which their module does not return: they have a size of their own."""
-        shown = np.unique(np.concatenate([np.empty(0, dtype=int), *(v.units for v in calls if v.makes_units)]))
+        shown = np.zeros(self.coupling.n_units, dtype=bool)
+        shown[FIXED] = True
+        for v in (v for v in calls if v.makes_units):
+            shown[v.units] = True
         names = {v.name for v in calls}
         found = []
         for value, dim in [(v, d) for v, dims in self._makers.dims.items() for d in dims]:
             extent = Extent(self.coupling.sources[value, dim].labels.reshape(-1), owner=self.coupling)
             units = self.coupling.units(extent)
-            if np.isin(units, [FIXED, *shown]).all() or self.coupling.frozen[units].all():
+            if shown[units].all() or self.coupling.frozen[units].all():
                 continue
             p = self.trace.params[value]
             name = p.name if p.name not in names else f"{p.name}[dim {dim}]"

@@ -122,9 +122,8 @@ def _uniform(statement: Statement, fraction: float) -> Choice:
     """Every width at a fraction of its levels in order of size; fixed ones as fixed; switches on."""
     found = []
     for width in statement.widths:
-        order = sorted(range(len(width.levels)), key=lambda k: width.levels[k])
         at = 1.0 if width.is_switch else fraction
-        found.append(statement.fixed.get(width.index, order[round(at * (len(order) - 1))]))
+        found.append(statement.fixed.get(width.index, width.by_size[round(at * (len(width.levels) - 1))]))
     return tuple(found)
 
 

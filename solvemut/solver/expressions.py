@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Union
 
@@ -83,8 +84,6 @@ class Width:
     Made by :meth:`Program.width` and :meth:`Program.switch`.
     """
 
-    __slots__ = ("_index", "is_switch", "levels", "name", "owner")
-
     def __init__(self, owner: object, name: str, levels: tuple[int, ...], index: int, is_switch: bool = False) -> None:
         self.owner, self.name, self.levels, self._index, self.is_switch = owner, name, levels, index, is_switch
 
@@ -92,6 +91,11 @@ class Width:
     def index(self) -> int:
         """The position among the program's widths."""
         return self._index
+
+    @cached_property
+    def by_size(self) -> list[int]:
+        """The indices of the levels, from the least level to the largest."""
+        return sorted(range(len(self.levels)), key=self.levels.__getitem__)
 
     def __hash__(self) -> int:
         return object.__hash__(self)

@@ -137,7 +137,7 @@ class _Builder:
         return Order(self.view, self.buckets, self.steps, self.exact, self.slopes, self.levels)
 
     def _cells(self, scope: Iterable[int]) -> float:
-        return float(prod([self.view.sizes[u] for u in scope]))
+        return prod(float(self.view.sizes[u]) for u in scope)  # inf where there are more than floats count
 
     def _cost(self, v: int) -> float:
         scope = {u for key in self.touching[v] for u in self.alive[key].scope} | {v}

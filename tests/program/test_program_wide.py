@@ -41,3 +41,17 @@ def test_wide_sums_are_proven(n, m):
     worth = sum(5 * np.minimum(x, now) - d // 2 for x, d, now in zip(sizes, moved, NOW, strict=True))
     best = np.where(a + b < m, worth - 4 * np.maximum.reduce(moved), -(10**9)).max()
     assert solution.objective == best
+
+
+def test_more_cells_than_floats_can_count() -> None:
+    p = Program()
+    hub = p.width("hub", range(1, 2049))
+    p.value(np.sqrt(np.arange(1, 2049)), hub)
+    for k in range(100):
+        w = p.width(f"w{k}", range(1, 2049))
+        p.value(np.sqrt(np.arange(1, 2049)), w)
+        p.product("params", 1, hub, w)
+    p.budget("params", 50 * 2048**2)
+    solution = p.solve(time_limit=30, gap=1e-2)
+    assert solution.gap <= 1e-2
+    solution.check()
