@@ -1,5 +1,6 @@
 """Graph: what a user sees of a captured model."""
 
+from .frozen import Frozen, FrozenRow
 from .graph import Graph, Vertex
 
-__all__ = ["Graph", "Vertex"]
+__all__ = ["Frozen", "FrozenRow", "Graph", "Vertex"]

@@ -24,6 +24,7 @@ from ..requests import Affine, Cost
 from ..trace import Node, Trace, layer_of
 from . import queries, text
 from .features import Features, Makers, feature_dim
+from .frozen import Frozen, frozen
 from .queries import is_shown
 
 
@@ -337,6 +338,26 @@ class Graph:
     def notes(self) -> tuple[str, ...]:
         """What the analysis froze, approximated or did not see, one line each."""
         return text.notes(self)
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """What no plan can make smaller: a row per reason and line, with its share of FLOPs and of params.
+
+        >>> import torch, solvemut as sm
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = torch.nn.Linear(4, 16), torch.nn.Linear(16, 2)
+        ...
+        ...     def forward(self, x):
+        ...         return self.b(self.a(x).view(-1, 4, 4).flatten(1))
+        >>> graph = sm.capture(Net(), torch.ones(1, 4))
+        >>> [(row.reason, row.op, row.vertices) for row in graph.frozen][0]
+        ('its sizes are written as numbers', 'view', ('a',))
+        >>> round(graph.frozen.flops, 2), any(row.op == "cumsum" for row in graph.frozen)
+        (1.0, False)
+        """
+        return frozen(self)
 
     def frozen_because(self, vertex: Vertex) -> str:
         """Why the size of a vertex cannot change; empty if it can."""

@@ -31,7 +31,7 @@ def text(graph: Any) -> str:
         rows.append([v.name, clipped(v.op, 28), *sizes, clipped(graph.frozen_because(v))])
     header = ["vertex", "op", "nin", "nout", "group", "params", "FLOPs", "frozen because"]
     lines = ["", "notes:", *(f"- {n}" for n in graph.notes)] if graph.notes else []
-    return "\n".join([head(graph), "", table(header, rows, right=[2, 3, 5, 6]), *lines])
+    return "\n".join([head(graph), "", table(header, rows, right=[2, 3, 5, 6]), "", graph.frozen.table(5), *lines])
 
 
 def notes(graph: Any) -> tuple[str, ...]:

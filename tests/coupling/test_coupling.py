@@ -408,6 +408,12 @@ b       linear    4     6  1          30     96
 c       linear    6     4  0          28     96
 add     add     4,4     4  0
 d       linear    4     3  2          15     48  model output
+
+frozen: 0.0 % of FLOPs, 3.1 % of params
+
+FLOPs  params  op  where  layers  which  reason
+-----  ------  --  -----  ------  -----  ------------
+0.0 %   3.1 %                  1  d      model output
 """
 PROGRAM = """
 maximize [9, 14, 16, 18, 19, 20](b.out) + [4, 7, 9, 10](a.out)
