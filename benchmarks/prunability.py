@@ -3,8 +3,8 @@
 A row per model of torchvision, timm and Hugging Face (random weights; Hugging Face from small configs). Each is asked
 for half of its FLOPs with solvemut's defaults, and held against three criteria: the forward runs, the FLOPs counted by
 torch.utils.flop_counter fell to the budget, and the outputs equal those of the masked network. Torch-Pruning runs
-beside it with its defaults (global magnitude, half of the channels, 60 s), under the same criteria; what it kept is
-read from tags in `.grad`.
+beside it with its defaults (global magnitude, half of the channels), for 60 s of the processor, under the same
+criteria; what it kept is read from tags in `.grad`.
 
 * The masked network is the original with zeros for every slice that goes. A norm would see those zeros, so wherever a
   module with one vector of weights shrank, the pruned module itself runs on the channels that stay.
@@ -335,17 +335,17 @@ def output_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def alarm(seconds: int) -> Iterator[None]:
-    """Within it TimeoutError is raised after so many seconds."""
+    """Within it TimeoutError is raised after so many seconds of the processor."""
 
     def ring(*_: Any) -> None:
-        raise TimeoutError(f"no result after {seconds} s")
+        raise TimeoutError(f"no result after {seconds} s of the processor")
 
-    signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 # -- processes and files -------------------------------------------------------------------------------------------
@@ -499,18 +499,18 @@ def general(failure: str) -> str:
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def wanted(zoo: str, pattern: str) -> list[tuple[str, str]]:
-    """The models of a zoo whose zoo/name, or name, fits a pattern; small ones (Hugging Face) first."""
+def wanted(zoo: str, patterns: Iterable[str]) -> list[tuple[str, str]]:
+    """The models of a zoo whose zoo/name, or name, fits one of some patterns; small ones (Hugging Face) first."""
     zoos = ("hf", "timm", "tv") if zoo == "all" else (zoo,)
     found = [(z, name) for z in zoos for name in ZOO[z]]
-    return [k for k in found if fnmatch.fnmatch("/".join(k), pattern) or fnmatch.fnmatch(k[1], pattern)]
+    return [k for k in found if any(fnmatch.fnmatch(text, p) for text in ("/".join(k), k[1]) for p in patterns)]
 
 
 def main() -> None:
     """Run what is asked for and not there yet, or report what is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", choices=["all", *ZOO], default="all")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="models by name, or by zoo/name")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="models by name, or by zoo/name")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="for both sides of one model")

@@ -127,9 +127,9 @@ def test_failures_of_one_cause_count_together():
 
 
 def test_models_are_picked_by_name_and_by_library():
-    assert bench.wanted("hf", "llama*") == [("hf", "llama"), ("hf", "llama+mask")]
-    assert bench.wanted("all", "tv/resnet18") == [("tv", "resnet18")]
-    assert {z for z, _ in bench.wanted("all", "resnet50")} == {"tv", "timm"}
+    assert bench.wanted("hf", ["llama*"]) == [("hf", "llama"), ("hf", "llama+mask")]
+    assert bench.wanted("all", ["tv/resnet18", "hf/t5"]) == [("hf", "t5"), ("tv", "resnet18")]
+    assert {z for z, _ in bench.wanted("all", ["resnet50"])} == {"tv", "timm"}
 
 
 def test_numbers_that_would_hide_a_mistake_are_varied():
@@ -140,3 +140,9 @@ def test_numbers_that_would_hide_a_mistake_are_varied():
     models.settle(model, (torch.randn(2, 3, 8, 8) + 3,), {})
     assert model[1].weight.std() > 0.05 and model[2].bias.std() > 0.05 and model.gain.item() == 0.5
     assert not model[1].training and model[1].momentum == 0.1 and model[1].running_mean.abs().max() > 0.1
+
+
+def test_a_side_that_does_not_end_is_stopped():
+    with pytest.raises(TimeoutError, match="after 1 s"), bench.alarm(1):
+        while True:
+            pass
