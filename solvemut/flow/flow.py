@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..trace import Node, Ref, Trace
+from ..trace import Node, Ref, Size, Trace
 from .facts import Equal, Extent, Facts, Floor, Freeze, Held, Literal, Merge, Path, Rectangle, Sum, Work
 from .labels import Factor, Labels, prod, simplify, view_groups
 
@@ -304,11 +304,16 @@ class Flow:
     def created(self, path: Path, n: int) -> np.ndarray | None:
         """Labels of a dim of a tensor that the forward creates: its own if its size follows another, else fixed."""
         size = self.node.sizes.get(path)
-        if size is None or size.op == "const":
+        if size is None or all(map(self._is_fixed, size.leaves())):
             return None
         labels = self.source((self.node.name, path), (n,))
         self.literal(path, labels)
         return labels
+
+    def _is_fixed(self, leaf: Size) -> bool:
+        """Whether what a size is read off has no units there."""
+        value = self.values.get(leaf.args[0]) if leaf.op == "size" else None
+        return isinstance(value, Labels) and leaf.args[1] < value.ndim and value.factor(leaf.args[1]) is None
 
 
 def _with_singles(

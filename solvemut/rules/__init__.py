@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import SolvemutError
 from ..flow import Flow, Labels, Output
 from ..trace import Node, Ref
-from . import convolution, layers, products, recurrent, shapes
+from . import convolution, indexing, layers, products, recurrent, shapes
 from .elementwise import elementwise, unknown
 from .notation import pattern
 from .op import DIMS, OPS, After, Op, Repeat, op
@@ -27,6 +27,7 @@ __all__ = [
     "Repeat",
     "apply_rule",
     "convolution",
+    "indexing",
     "layers",
     "op",
     "pattern",

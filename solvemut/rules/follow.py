@@ -16,6 +16,14 @@ def shape(after: After, node: Node, args: dict[str, Any]) -> None:
             args[name] = [n if n == -1 else after.shapes[0][first + i] for i, n in enumerate(sizes)]
 
 
+def repeats(after: After, node: Node, args: dict[str, Any]) -> None:
+    """A single position that is repeated makes a dim as long as the result's."""
+    shape = after.labels(args["self"]).shape
+    lead = len(after.shapes[0]) - len(shape)
+    made = [d < lead or shape[d - lead] == 1 for d in range(len(after.shapes[0]))]
+    args["repeats"] = [after.shapes[0][d] if made[d] else n for d, n in enumerate(args["repeats"])]
+
+
 def normalized_shape(after: After, node: Node, args: dict[str, Any]) -> None:
     """The trailing sizes of the result."""
     args["normalized_shape"] = list(after.shapes[0][-len(args["normalized_shape"]) :])

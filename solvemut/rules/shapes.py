@@ -104,6 +104,9 @@ def _expand(flow: Flow, node: Node) -> Labels:
     for f in x.factors:
         flow.rectangle(f.labels, [("size", lead + d) if size[lead + d] != -1 else None for d in f.dims])
     y = x.renamed(node.shape, {d: d + lead for d in range(x.ndim)})
+    for d, n in enumerate(size):
+        if n > 1 and (d < lead or x.shape[d - lead] == 1):
+            y = _made_long(flow, y, d, n, "size")
     if node.op == "expand_as":  # a dim of size 1 takes over the units of the dim it is expanded to
         other = flow.labels(node.args["other"])
         new = [f for f in other.factors if all(d < lead or x.shape[d - lead] == 1 for d in f.dims)]
@@ -119,16 +122,29 @@ def _hstack(flow: Flow, node: Node) -> Labels:
     return concatenate(flow, xs, 1 if node.op == "hstack" and xs[0].ndim > 1 else 0, node.shape)
 
 
-@op("repeat tile", ints="repeats")
+@op("tile", ints="")
+@op("repeat", ints="", sizes="repeats", follow=follow.repeats)
 def _repeat(flow: Flow, node: Node) -> Labels:
     x = flow.labels(node.args["self"])
     times = list(node.args.get("repeats", node.args.get("dims")))
     x = x.renamed((1,) * (len(node.shape) - x.ndim) + x.shape, {d: d + len(node.shape) - x.ndim for d in range(x.ndim)})
     times = [1] * (x.ndim - len(times)) + times
     for d, k in enumerate(times):
-        if k != 1:
-            x = x.take(d, np.tile(np.arange(x.shape[d]), k)) if x.factor(d) else x.resized(d, x.shape[d] * k)
+        if k == 1:
+            continue
+        if x.factor(d):
+            x = x.take(d, np.tile(np.arange(x.shape[d]), k))
+        elif x.shape[d] > 1 or node.op == "tile":
+            x = x.resized(d, x.shape[d] * k)
+        else:
+            x = _made_long(flow, x, d, k, "repeats")
     return x
+
+
+def _made_long(flow: Flow, x: Labels, d: int, n: int, name: str) -> Labels:
+    """A single position made as long as a size says: that of other units, if the size is theirs."""
+    units = flow.created((name, d), n)
+    return x.resized(d, n).replaced([], [] if units is None else [Factor((d,), units)])
 
 
 @op("repeat_interleave", ints="repeats")
@@ -351,32 +367,6 @@ def _channel_shuffle(flow: Flow, node: Node) -> Labels:
     y = flow.view(x, rows, [None, ("groups",), *[None] * (len(rows) - 2)])
     y = y.permute([0, 2, 1, *range(3, len(rows))])
     return flow.view(y, x.shape, [None] * x.ndim)
-
-
-@op("index", ints="")
-def _index(flow: Flow, node: Node) -> Output:
-    """Advanced indexing: an indexed dim stays whole; the others pass when the indexed ones are neighbours."""
-    x = flow.labels(node.args["self"])
-    used = [d for d, i in enumerate(node.args["indices"]) if i is not None]
-    flow.freeze_dims(x, used, "it is indexed")
-    for i in (i for i in node.args["indices"] if i is not None):
-        flow.freeze_all(flow.labels(i), "it is an index")
-    x = x.without([d for d in used if x.factor(d)])
-    if used != list(range(used[0], used[-1] + 1)):
-        return unknown(flow, node)
-    new = len(node.shape) - (x.ndim - len(used))
-    where = {d: d if d < used[0] else d - len(used) + new for d in range(x.ndim) if d not in used}
-    kept = [f for f in x.factors if all(d in where for d in f.dims)]
-    return Labels(node.shape, tuple(Factor(tuple(where[d] for d in f.dims), f.labels) for f in kept))
-
-
-@op("index_select", ints="")
-def _index_select(flow: Flow, node: Node) -> Labels:
-    x = flow.labels(node.args["self"])
-    d = node.args["dim"] % x.ndim
-    flow.freeze_dims(x, [d], "it is indexed")
-    flow.freeze_all(flow.labels(node.args["index"]), "it is an index")
-    return x.without([d]).resized(d, node.shape[d])
 
 
 @op(

@@ -1,7 +1,7 @@
 """Tracing: a forward pass of a torch module as a trace."""
 
 from .examples import MODES, Example, check_methods, check_modes, examples_of, from_text, to_text
-from .export import calls_agree, fake_run, trace_example, trace_examples, trace_module
+from .export import calls_agree, fake_run, real_run, trace_example, trace_examples, trace_module
 from .modules import like, repeats
 from .parts import node_name, parts_agree, read_by, seen
 from .recording import python_functions_open
@@ -24,6 +24,7 @@ __all__ = [
     "parts_agree",
     "python_functions_open",
     "read_by",
+    "real_run",
     "repeats",
     "seen",
     "spliced",

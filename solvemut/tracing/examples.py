@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import RequestError
+from .objects import opened
 
 MODES = ("eval", "train")
 
@@ -30,7 +31,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Example:
-    """One call of a model: `leaves` and `tree` are its (args, kwargs) as torch's pytree takes them apart."""
+    """One call of a model: `leaves` and `tree` are its (args, kwargs) as torch's pytree takes them apart.
+
+    Objects among them that hold tensors are `Opened`.
+    """
 
     leaves: tuple[Any, ...]
     tree: Any
@@ -40,7 +44,7 @@ class Example:
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, method: str = "forward") -> Example:
         """The example of a call with these arguments."""
-        leaves, tree = pytree.tree_flatten((args, dict(kwargs or {})))
+        leaves, tree = pytree.tree_flatten(opened((args, dict(kwargs or {}))))
         return Example(tuple(_kept(x) for x in leaves), tree, method)
 
     @property

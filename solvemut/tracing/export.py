@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, SolvemutError
 from ..trace import Call, Trace, join, listing
 from .examples import Example
 from .modules import untouched
+from .objects import closed, opened
+from .open_sizes import shape_of
 from .provenance import replaced, tracked_attributes, watched_math
 from .reading import Reader
 from .recording import Recorder, python_functions_open
@@ -48,7 +51,8 @@ def trace_examples(model: nn.Module, examples: Sequence[Example], modes: Sequenc
             notes.append(f"train mode was not looked at, only eval mode was: {error.__cause__ or error}"[:300])
     tags = _distinct([e.tag for e, _ in found])
     joined = join([(tag, trace) for tag, (_, trace) in zip(tags, found, strict=True)])
-    return replace(joined, notes=tuple(notes)), [e for e, _ in found]
+    told = (note for _, trace in found for note in trace.notes)
+    return replace(joined, notes=tuple(dict.fromkeys((*told, *notes)))), [e for e, _ in found]
 
 
 def _faithful(model: nn.Module, example: Example, trace: Trace, notes: list[str]) -> Trace:
@@ -92,6 +96,8 @@ def trace_example(model: nn.Module, example: Example, tracked: bool = True) -> T
     """
     try:
         exported, recorder = _export(model, example, tracked)
+    except SolvemutError:
+        raise
     except Exception as e:
         name, mode = type(model).__name__, "train" if example.training else "eval"
         raise CaptureError(
@@ -163,7 +169,7 @@ def fake_run(model: nn.Module, example: Example, recorder: Recorder | None = Non
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_run(model, example.training))
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
         fake: dict[str, torch.Tensor] = {k: mode.from_tensor(t.detach()) for k, t in tensors.items()}
         stack.enter_context(mode)
@@ -174,6 +180,20 @@ def fake_run(model: nn.Module, example: Example, recorder: Recorder | None = Non
         stack.enter_context(recorder.around(model, example.method))
         try:
             out = torch.func.functional_call(model, fake, args, kwargs)
+        except Exception as e:
+            raise SolvemutError(f"{type(e).__name__}: {_first_line(e)}") from None
+    return [shape_of(t) for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+
+
+def real_run(model: nn.Module, example: Example) -> list[tuple[int, ...]]:
+    """Run a call once, on zeros where the model lives; returns the shapes of its outputs.
+
+    Raises SolvemutError if it does not run, as on the meta device.
+    """
+    with quiet_run(model, example.training), torch.no_grad():
+        args, kwargs = closed(example.inputs(model))
+        try:
+            out = opened(getattr(model, example.method)(*args, **kwargs))
         except Exception as e:
             raise SolvemutError(f"{type(e).__name__}: {_first_line(e)}") from None
     return [tuple(t.shape) for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]

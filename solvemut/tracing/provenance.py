@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..trace import Guard, Size
+from .open_sizes import is_open
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _NN = os.path.join(_TORCH, "nn", "")
@@ -146,6 +147,12 @@ class TrackedInt(int):
         note_number(*tracked(inputs))
         return getattr(ufunc, method)(*(untracked(x) for x in inputs), **kwargs)
 
+    def _beside_open(self, other: Any, found: Any) -> Any:
+        """Beside a size that depends on data, which torch computes with, it is a number."""
+        if is_open(other):
+            note_number(self.size)
+        return found
+
     def _number(self, f: Callable[..., Any], *other: Any) -> Any:
         note_number(self.size)
         return f(self, *other)
@@ -191,11 +198,15 @@ def _arithmetic(op: str, name: str) -> None:
 
     def forward(self: TrackedInt, other: Any) -> Any:
         value = plain(self, other)
-        return TrackedInt(value, Size(op, (size_of(self), size_of(other)))) if type(value) is int else value
+        if type(value) is int:
+            return TrackedInt(value, Size(op, (size_of(self), size_of(other))))
+        return self._beside_open(other, value)
 
     def backward(self: TrackedInt, other: Any) -> Any:
         value = reflected(self, other)
-        return TrackedInt(value, Size(op, (size_of(other), size_of(self)))) if type(value) is int else value
+        if type(value) is int:
+            return TrackedInt(value, Size(op, (size_of(other), size_of(self))))
+        return self._beside_open(other, value)
 
     setattr(TrackedInt, f"__{name}__", forward)
     setattr(TrackedInt, f"__r{name}__", backward)
@@ -207,7 +218,7 @@ def _comparison(sense: str, name: str) -> None:
     def compare(self: TrackedInt, other: Any) -> Any:
         found = plain(self, other)
         if found is NotImplemented:
-            if isinstance(other, float):
+            if isinstance(other, float) or is_open(other):
                 note_number(self.size)
             return found
         _note_guard(sense, self.size, size_of(other), found)

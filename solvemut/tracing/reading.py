@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 from ..rules import OPS
 from ..trace import Call, Guard, Node, Param, Ref, Size, Trace, sizes_in
 from .modules import repeats
+from .objects import kinds_in
+from .open_sizes import is_open, largest, shape_of
 from .recording import CALL, ID, KEY, Recorder
 
 
@@ -44,7 +46,7 @@ class Reader:
             value = n.meta.get("val")
             if n.op == "placeholder" and n.name not in rename and isinstance(value, torch.Tensor):
                 if n.name in user:
-                    inputs[n.name] = tuple(int(s) for s in value.shape)
+                    inputs[n.name] = shape_of(value)
                 else:
                     params[n.name] = Param(n.name, tuple(value.shape), "constant", digest=self._digest(n.name))
         self._read(self.graph, "", nodes, params)
@@ -84,7 +86,20 @@ class Reader:
             guards,
             (self._returned(),),
             (calls,) if calls else (),
+            self._notes(),
         ).validate()
+
+    def _notes(self) -> tuple[str, ...]:
+        """What costs and shapes do not tell exactly."""
+        made = [v for n in self.graph.nodes for v in pytree.tree_leaves(n.meta.get("val"))]
+        found = []
+        if any(isinstance(v, torch.Tensor) and any(map(is_open, v.shape)) for v in made):
+            found.append("sizes that depend on data count as the largest that they can be")
+        for name in kinds_in(self.form):
+            found.append(
+                f"what a {name} that the call returns holds is output and stays; a call without it leaves it free"
+            )
+        return tuple(found)
 
     def _returned(self) -> tuple[Any, ...]:
         """The form of what the call returns, unless it is plain, and its leaves."""
@@ -137,7 +152,7 @@ class Reader:
             if n.op == "get_attr" and isinstance(n.meta.get("val"), torch.Tensor):
                 self.values[n] = prefix + n.name
                 params[prefix + n.name] = Param(str(n.target), tuple(n.meta["val"].shape), "constant")
-            elif n.op != "call_function":
+            elif n.op != "call_function" or _of_open_sizes(n):
                 continue
             elif (block := _wrapped(n)) is not None:
                 inner, operands = block
@@ -203,11 +218,13 @@ class Reader:
         value = n.meta.get("val")
         is_list = isinstance(value, (list, tuple))
         values: list[Any] = list(value) if is_list else [value]  # type: ignore[arg-type]
-        shapes = tuple(tuple(int(s) for s in v.shape) if isinstance(v, torch.Tensor) else () for v in values)
+        shapes = tuple(shape_of(v) if isinstance(v, torch.Tensor) else () for v in values)
         module, source = _place(n)
         op, sizes = _op_name(n.target), self._sizes(n, args)
         if (width := self._width_attribute(module, op)) is not None:
             args["width"], sizes[("width",)] = shapes[0][1], width
+        if _is_masked(n):
+            args["mask"] = True
         pointwise = torch.Tag.pointwise in getattr(n.target, "tags", ())
         return Node(self._name(n), op, args, shapes or ((),), is_list, pointwise, module, source, sizes)
 
@@ -233,6 +250,9 @@ class Reader:
 
     def _argument(self, a: Any) -> Any:
         if isinstance(a, torch.fx.Node):
+            value = a.meta.get("val")
+            if is_open(value):
+                return largest(value) if isinstance(value, torch.SymInt) else str(value)
             return Ref(self._name(a))
         if isinstance(a, (list, tuple)):
             return [self._argument(x) for x in a]
@@ -287,6 +307,21 @@ class Reader:
         if s.op in ("attr", "const"):
             return s
         return Size(s.op, tuple(self._named(a) for a in s.args))
+
+
+def _of_open_sizes(n: torch.fx.Node) -> bool:
+    """Whether a node only computes with sizes that depend on data, or asserts something of them."""
+    made, read = n.meta.get("val"), [m.meta.get("val") for m in n.all_input_nodes]
+    if made is None:
+        return any(map(is_open, read))
+    return is_open(made) and n.target is not torch.ops.aten.item.default  # which reads a tensor's values
+
+
+def _is_masked(n: torch.fx.Node) -> bool:
+    """Whether a mask, not positions, is among the indices of an operation."""
+    indices = _bind(n).get("indices")
+    found = indices if isinstance(indices, (list, tuple)) else ()
+    return any(isinstance(i, torch.fx.Node) and i.meta["val"].dtype in (torch.bool, torch.uint8) for i in found)
 
 
 def _wrapped(n: torch.fx.Node) -> tuple[Any, Sequence[Any]] | None:

@@ -21,6 +21,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..trace import Call, Ref, Size
+from .objects import closed, opened
+from .open_sizes import is_open, shape_of
 from .provenance import Noted, TrackedInt, ints, note_number, noting, replaced, size_of, tracked, untracked, user_place
 
 KEY, ID, CALL = "solvemut_sizes", "solvemut_id", "solvemut_call"
@@ -79,14 +81,18 @@ class Recorder(TorchFunctionMode):
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._running or (self.tracked and get_proxy_mode() is None):
+            if self._running:
                 return original(*args, **kwargs)
+            given = (args, kwargs)
+            args, kwargs = closed(given)
+            if self.tracked and get_proxy_mode() is None:
+                return opened(original(*args, **kwargs))
             self._running = True
             try:
-                self._begin(model, args, kwargs)
+                self._begin(model, *given)
                 watch = contextlib.nullcontext() if self.tracked else _Unexplained(self)
                 with noting(self.noted), self, watch:
-                    out = original(*args, **kwargs)
+                    out = opened(original(*args, **kwargs))
                 self._end(out)
                 return out
             finally:
@@ -190,6 +196,8 @@ class Recorder(TorchFunctionMode):
             return tuple((k, self._said(v)) for k, v in a.items())
         if isinstance(a, torch.device):
             return "device"
+        if is_open(a):
+            return "a number that depends on data"
         if not isinstance(a, (torch.dtype, torch.layout, torch.memory_format)):
             self.opaque = True
         return str(a)
@@ -197,10 +205,8 @@ class Recorder(TorchFunctionMode):
     def _made(self, x: torch.Tensor, tracer: Any) -> Any:
         """A tensor that a call returned: its shape, or the node that tells it."""
         self._name(x)
-        if tracer is None:
-            return tuple(x.shape)
-        node = _node(tracer, x)
-        return tuple(x.shape) if node is None else self._id(node)
+        node = None if tracer is None else _node(tracer, x)
+        return shape_of(x) if node is None else self._id(node)
 
     def _id(self, node: Any) -> int:
         if ID not in node.meta:
@@ -229,10 +235,10 @@ class Recorder(TorchFunctionMode):
         if not user_place() or _node(tracer, tensor) is None:
             return value
 
-        def track(d: int) -> TrackedInt:
-            found = self._dim(tracer, tensor, d)
+        def track(d: int) -> Any:
+            found, n = self._dim(tracer, tensor, d), tensor.size(d)
             assert found is not None
-            return TrackedInt(int(tensor.size(d)), found)
+            return n if is_open(n) else TrackedInt(int(n), found)
 
         with torch._C.DisableTorchFunction():
             if isinstance(value, int):
@@ -249,7 +255,7 @@ class Recorder(TorchFunctionMode):
         found: Any = None
         for d in range(tensor.dim()):
             size = self._dim(tracer, tensor, d)
-            if size is None:
+            if size is None or is_open(value):
                 return value
             found = size if found is None else Size("*", (found, size))
         return value if found is None else TrackedInt(int(value), found)

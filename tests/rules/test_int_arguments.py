@@ -188,7 +188,8 @@ MUST_PRUNE = (
     " select unbind slice narrow split split_with_sizes chunk tensor_split cat stack hstack vstack pad glu"
     " pixel_shuffle pixel_unshuffle index index_select zeros ones full new_zeros add sub mul div pow relu"
     " masked_fill where clamp channel_shuffle lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell"
-    " rnn_relu_cell _weight_norm"
+    " rnn_relu_cell _weight_norm gather take_along_dim scatter scatter_add scatter_reduce index_put index_add"
+    " index_copy index_fill"
 )
 
 

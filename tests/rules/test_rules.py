@@ -582,7 +582,32 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x: x[:, [0, 2]], "2 a:6 4", "2 2 4", "", "a"),
         Row(lambda x: x[torch.arange(2), torch.tensor([1, 0])], "2 4 a:6", "2 a"),
         Row(lambda x, i: x.index_select(1, i), "2 4 a:6 | ids 3", "2 3 a"),
+        Row(lambda x, m: x[m].sum(), "2 a:3 b:6 | bool 2 3", "", "", "a"),
+        Row(lambda x, m: x[m], "2 3 b:6 | bool 2 3", "6 b"),
     ],
+    "index_put": [
+        Row(lambda x, v: x.index_put((torch.tensor([1, 0]),), v), "2 3 a:6 | 2 3 b:6", "2 3 a", "a==b"),
+        Row(lambda x, v: x.index_put((torch.tensor([1, 0]),), v), "2 a:6 | b:6", "2 a", "a==b"),
+        Row(lambda x, m, v: x.index_put((m,), v), "2 3 a:6 | bool 2 3 | b:6", "2 3 a", "a==b"),
+        Row(lambda x, m, v: x.index_put((m,), v), "2 a:3 6 | bool 2 3 | 6", "2 3 6", "", "a"),
+    ],
+    "gather": [
+        Row(lambda x, i: x.gather(1, i), "2 4 a:6 | ids 2 3 b:6", "2 3 a", "a==b"),
+        Row(lambda x, i: x.gather(1, i), "2 4 a:6 | ids 2 3 b:5", "2 3 5", "", "a b"),
+        Row(lambda x, i: x.gather(1, i), "2 a:4 b:6 | ids 2 c:3 d:6", "2 3 b", "b==d", "a c"),
+        Row(lambda x, i: x.take_along_dim(i, 1), "2 4 a:6 | ids 2 3 1", "2 3 a"),
+    ],
+    "scatter": [
+        Row(lambda x, i, v: x.scatter(1, i, v), "2 4 a:6 | ids 2 3 b:6 | 2 3 c:6", "2 4 a", "a==b==c"),
+        Row(lambda x, i, v: x.scatter_add(1, i, v), "2 4 a:6 | ids 2 3 5 | 2 4 c:6", "2 4 a", "", "a c"),
+        Row(lambda x, i, v: x.scatter_reduce(1, i, v, "amax"), "2 4 a:6 | ids 2 3 b:6 | 2 3 c:6", "2 4 a", "a==b==c"),
+    ],
+    "index_add": [
+        Row(lambda x, i, v: x.index_add(1, i, v), "2 4 a:6 | ids 3 | 2 3 b:6", "2 4 a", "a==b"),
+        Row(lambda x, i: x.index_fill(1, i, 0), "2 a:4 b:6 | ids 3", "2 4 b", "", "a"),
+    ],
+    "nonzero": Row(lambda x: x.nonzero().sum(), "2 a:6", "", "", "a"),
+    "item": Row(lambda x: x.sum() * torch.zeros(max(1, x.shape[0])).sum().item(), "2 3", ""),
 }
 CASES = [(name, i, r) for name, rows in ROWS.items() for i, r in enumerate(rows if isinstance(rows, list) else [rows])]
 SEEN: set[str] = set()
