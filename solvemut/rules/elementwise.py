@@ -83,6 +83,7 @@ def _align_joint(flow: Flow, operands: list[Labels], dims: tuple[int, ...]) -> l
     " lift_fresh_copy hardswish relu6 selu celu elu gelu silu mish softplus"
     " hardtanh hardsigmoid leaky_relu logsigmoid log_sigmoid threshold masked_fill where clamp clamp_min clamp_max"
     " copy fill nan_to_num rrelu bernoulli dequantize positive conj resolve_conj resolve_neg float half double"
+    " __and__ __or__ __xor__"
     " zero mul div relu sigmoid tanh pow maximum minimum true_divide floor_divide multiply divide",
     ints="*",
 )
@@ -115,6 +116,15 @@ def _along(flow: Flow, node: Node) -> Output:
         else:
             x = flow.whole(x, d)
     return [x] * len(node.shapes) if node.is_list else x
+
+
+@op("diff", ints="n")
+def _diff(flow: Flow, node: Node) -> Labels:
+    """Neighbours along a dim meet, so it stays whole; what is put before or after them stands side by side."""
+    xs = [flow.labels(Ref(r)) for r in node.refs()]
+    d = node.args.get("dim", -1) % xs[0].ndim
+    xs = [flow.whole(x, d).resized(d, node.shape[d]) for x in xs]
+    return broadcast(flow, xs, node.shape)
 
 
 def unknown(flow: Flow, node: Node) -> Output:

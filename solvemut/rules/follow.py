@@ -69,7 +69,7 @@ def bounds(after: After, node: Node, args: dict[str, Any]) -> None:
     x = after.labels(args["self"])
     d = args.get("dim", 0) % x.ndim
     f = x.factor(d)
-    if f is None or len(f.dims) > 1:
+    if f is None or len(f.dims) > 1 or args.get("step", 1) != 1:
         return
     n = x.shape[d]
     for name, at in zip(("start", "end"), slice_bounds(node, n), strict=True):

@@ -145,7 +145,7 @@ def _index_add(flow: Flow, node: Node) -> Labels:
 # -- positions and values read back ------------------------------------------------------------------------------------
 
 
-@op("nonzero argwhere item", ints="")
+@op("nonzero argwhere item histc", ints="bins min max")
 def _read_back(flow: Flow, node: Node) -> Output:
     """Positions, or a value, as numbers: what they are read off stays."""
     for ref in node.refs():

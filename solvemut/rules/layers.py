@@ -39,7 +39,6 @@ op(
     feature=-1,
     repeats=(Repeat("Embedding", "embedding_dim", "weight", 1), Repeat("Embedding", "num_embeddings", "weight", 0)),
 )(pattern("weight indices", "_ o, ... -> ... o"))
-_channel_norm = pattern("input weight bias running_mean running_var", "b c *s, c, c, c, c -> b c *s")
 
 
 _NORM = "modules.batchnorm._NormBase"
@@ -58,13 +57,21 @@ _NORM_REPEATS = (Repeat(_NORM, "num_features", "weight", 0), Repeat(_NORM, "num_
     width="num_features",
 )
 @op("_native_batch_norm_legit_no_training native_batch_norm", ints="", fill=_NORM_FILL, repeats=_NORM_REPEATS)
-def _batch_norm(flow: Flow, node: Node) -> Output:
-    """b c *s, c, c, c, c -> b c *s"""
-    y = _channel_norm(flow, node)
-    assert isinstance(y, Labels)
+def _batch_norm(flow: Flow, node: Node) -> Labels:
+    """b c *s, c, c, c, c -> b c *s; over a weight (weight standardisation) units may stand in *s, too."""
+    x = flow.separate(flow.labels(node.args["input"]), 1)
+    units = x.dim(1)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if isinstance(arg := node.args.get(name), Ref):
+            flow.merge(units, flow.labels(arg, only=[0]).dim(0), (x.shape[1],))
+    for f in x.factors:
+        if max(f.dims) > 1 and flow.is_weight(node.args["input"]):
+            flow.note(f.labels, "its statistics are those of the units that stay")
+        elif max(f.dims) > 1:
+            flow.freeze(f.labels, f"{node.op} works along it")
     if "width" in node.args:
-        flow.literal(("width",), y.dim(1))
-    return y
+        flow.literal(("width",), units)
+    return x
 
 
 _SCALE = {"weight": 1, "bias": 0}

@@ -202,3 +202,16 @@ def _share_heads(x: Labels, heads: int) -> Labels:
     if times == 1:
         return x
     return x.take(d, np.repeat(np.arange(x.shape[d]), times)) if x.factor(d) else x.resized(d, heads)
+
+
+@op("grouped_mm_fallback _grouped_mm grouped_mm", ints="")
+def _grouped_mm(flow: Flow, node: Node) -> Output:
+    """s i, e i o -> s o: rows in runs, each with the matrix of its expert; which one is data, so no expert goes."""
+    x, w = (node.args.get(a, node.args.get(b)) for a, b in (("input", "self"), ("weight", "mat2")))
+    if not (isinstance(x, Ref) and isinstance(w, Ref)) or isinstance(node.args.get("bias"), Ref):
+        return unknown(flow, node)
+    a, b = flow.labels(x), flow.labels(w)
+    if (a.ndim, b.ndim) != (2, 3):
+        return unknown(flow, node)
+    flow.freeze_dims(b, [0], f"{node.op} picks the matrix of an expert by its number")
+    return contract(flow, [a, b.take(0, 0)], ["si", "io"], "so", node.shape, [x, w])

@@ -192,7 +192,9 @@ def _slice(flow: Flow, node: Node) -> Labels:
     x = _inner_whole(flow, x, d)
     if (f := x.factor(d)) is None:
         return x.resized(d, node.shape[d])
-    if node.args.get("step", 1) != 1 or len(f.dims) > 1:
+    if (step := node.args.get("step", 1)) != 1 and _strides_evenly(node, x, d, step):
+        return _every(flow, x, d, step, start)
+    if step != 1 or len(f.dims) > 1:
         flow.freeze(f.labels, "a slice with steps, or of part of a group, picks positions from it")
         return x.take(d, slice(start, stop, node.args.get("step", 1)))
     units = x.filled(d)
@@ -203,6 +205,20 @@ def _slice(flow: Flow, node: Node) -> Labels:
             flow.literal((name,), units[at:] if from_the_end else units[:at], -1 if from_the_end else 1)
     flow.nonempty([units[start:stop]])
     return x.take(d, slice(start, stop))
+
+
+def _strides_evenly(node: Node, x: Labels, d: int, step: int) -> bool:
+    """Whether a slice takes one position of each `step`, to the end of the dim: then these go and stay together."""
+    n = x.shape[d]
+    start, stop = follow.slice_bounds(node, n)
+    return n % step == 0 and start < step and stop == n and len(x.factors) > 0 and x.dim(d) is not None
+
+
+def _every(flow: Flow, x: Labels, d: int, step: int, start: int) -> Labels:
+    """Position `start` of each run of `step`."""
+    shape = (*x.shape[:d], x.shape[d] // step, step, *x.shape[d + 1 :])
+    y = flow.view(x, shape, [None] * len(shape))
+    return flow.whole(y, d + 1).take(d + 1, start)
 
 
 @op("narrow", ints="", sizes="start length", follow=follow.narrowed)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from grouped import grouped_mm
 from torch import nn
 
 from solvemut.coupling import components
@@ -181,7 +182,13 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x, w: F.conv_transpose2d(x, w, groups=4), "2 i:4 5 5 | j:4 1 2 2", "2 i 6 6", "i==j"),
     ],
     "conv_transpose3d": Row(F.conv_transpose3d, "1 i:4 2 2 2 | j:4 o:6 1 1 1", "1 o 2 2 2", "i==j"),
+    "diff": [
+        Row(lambda x: x.diff(1, 1), "2 a:6 b:4", "2 5 b", "", "a"),
+        Row(lambda x, y: x.diff(2, 1, prepend=y), "2 6 b:4 | 2 1 c:4", "2 5 b", "b==c"),
+    ],
     "batch_norm": [
+        Row(lambda x: F.batch_norm(x, None, None, training=True), "1 a:4 b:5", "1 a b", "", "b"),
+        Row(lambda x, m, v: F.batch_norm(x, m, v), "2 a:4 b:5 | m:4 | v:4", "2 a b", "a==m==v", "b"),
         Row(
             lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b),
             "2 a:4 5 | m:4 | v:4 | w:4 | b:4",
@@ -443,7 +450,10 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x: x[:, ::2], "2 4 a:6", "2 2 a"),
         Row(lambda x: x[:, :2], "2 a:6", "2 a[:2]"),
         Row(lambda x: x[..., 2:5], "2 a:6", "2 a[2:5]"),
-        Row(lambda x: x[:, ::2], "2 a:6", "2 a[::2]", "", "a"),
+        Row(lambda x: x[:, ::2], "2 a:6", "2 a[::2]", "a[::2]==a[1::2]", even=1),
+        Row(lambda x: x[:, 2::3], "2 a:6", "2 a[::3]", "a[::3]==a[1::3]==a[2::3]", even=1),
+        Row(lambda x: x[:, ::4], "2 a:6", "2 a[::4]", "", "a"),
+        Row(lambda x: x[:, 1:5:2], "2 a:6", "2 a[1:5:2]", "", "a"),
         Row(lambda x: x.narrow(1, 1, 2), "2 3 a:6", "2 2 a"),
     ],
     "split": [
@@ -575,6 +585,10 @@ ROWS: dict[str, Row | list[Row]] = {
             "2 h 5 8",
             "np.repeat(k,2)==h k==v",
         ),
+    ],
+    "grouped_mm_fallback": [
+        Row(grouped_mm, "8 i:6 | 4 j:6 o:5 | ids 4", "8 o", "i==j"),
+        Row(grouped_mm, "s:8 i:6 | e:4 6 o:5 | ids 4", "s o", "", "i e"),
     ],
     # indexing and creation
     "index": [

@@ -608,6 +608,8 @@ CASES: dict[str, list[Case]] = {
         ("flat", lambda m, h: h[:, :-4]),
         ("flat", lambda m, h: h[:, -12:-4]),
         ("flat", lambda m, h: joined(h[:, ::2], h[:, 1::2])),
+        ("tokens", lambda m, h: h[..., ::2] * h[..., 1::2]),
+        ("flat", lambda m, h: torch.stack([h[:, 3::4], h[:, ::4]], -1).flatten(1)),
         ("tokens", lambda m, h: h[:, 1:-1:2]),
         ("tokens", lambda m, h: h[:, -3:100]),
         ("tokens", lambda m, h: h[-1:]),
