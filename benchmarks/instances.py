@@ -114,6 +114,23 @@ def build(net: Net, step: int, budgets: Mapping[str, float], seed: int) -> Progr
     return program
 
 
+def build_plain(net: Net, step: int, budgets: Mapping[str, float], seed: int, unit: int = 1) -> Program:
+    """The program of a network as many would write it: every cost an array over two widths, in units of ``unit``."""
+    program, handles, levels = Program(), {}, {}
+    for name, units in unit_values(net, seed).items():
+        levels[name] = net.levels(name, step)
+        handles[name] = program.width(name, levels=levels[name])
+        program.value(prefix_sums(units, levels[name]), handles[name])
+    for resource, fraction in budgets.items():
+        for (a, b), coefficient in net.pairs[resource].items():
+            table = coefficient * np.outer(levels[a], levels[b])
+            program.cost(resource, table if unit == 1 else table / unit, handles[a], handles[b])
+        for a, coefficient in net.linear[resource].items():
+            program.cost(resource, coefficient * np.array(levels[a]) / unit, handles[a])
+        program.budget(resource, (limit_of(net, resource, fraction) - net.constant[resource]) / unit)
+    return program
+
+
 # -- the shapes ------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +349,11 @@ def resnet50(step: int = 8, budgets: Mapping[str, float] = HALF_FLOPS, seed: int
     return build(bottleneck_net(50), step, budgets, seed)
 
 
+def resnet50_plain(step: int = 8, budgets: Mapping[str, float] = HALF_FLOPS, seed: int = 0, unit: int = 1) -> Program:
+    """ResNet-50, its costs as plain arrays; with a ``unit``, as rounded floats."""
+    return build_plain(bottleneck_net(50), step, budgets, seed, unit)
+
+
 def resnet18(step: int = 8, budgets: Mapping[str, float] = HALF_FLOPS, seed: int = 0) -> Program:
     """ResNet-18 (12 widths)."""
     return build(basic_net(), step, budgets, seed)
@@ -450,6 +472,7 @@ def latency(depth: int = 50, budget: float = 0.5, seed: int = 0) -> Program:
 
 INSTANCES: dict[str, Callable[..., Program]] = {
     "resnet50": resnet50,
+    "resnet50_plain": resnet50_plain,
     "resnet18": resnet18,
     "densenet121": densenet121,
     "mobilenet_v2": mobilenet_v2,

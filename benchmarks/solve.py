@@ -56,6 +56,8 @@ def cases() -> list[Case]:
         Case("resnet50/8 fine", partial(instances.resnet50, 8), 60, 2e-5),
         Case("resnet50/1", partial(instances.resnet50, 1), 30, 1e-3),
         Case("resnet50/8 flops+params", partial(instances.resnet50, 8, BOTH), 30, 2e-3, quick=True),
+        Case("resnet50/1 plain arrays", partial(instances.resnet50_plain, 1), 30, 1e-3),
+        Case("resnet50/1 plain arrays, MFLOPs", partial(instances.resnet50_plain, 1, unit=10**6), 30, 1e-3),
         Case("resnet50/1 flops+params", partial(instances.resnet50, 1, BOTH), 30, 2e-3),
         Case("chain 48x64", instances.chain, 10, 0.0, quick=True),
         Case("chain 48x64 seed 1", partial(instances.chain, budgets=(0.4, 0.5), seed=1), 10, 0.0),

@@ -40,6 +40,7 @@ class Request:
     feasibility: bool = False  # any feasible choice will do
     most: Number | None = None  # no choice is worth more, as every term at its best comes to this
     on_engine: Callable[[str], None] = lambda name: None  # told the name of each engine that sets to work
+    on_note: Callable[[str], None] = lambda note: None  # told what an engine left undone, and why
     on_choice: Callable[[Choice, Number], None] = lambda choice, value: None
     on_bound: Callable[[Number], None] = lambda bound: None
     tick: Callable[[], None] = lambda: None
@@ -157,7 +158,7 @@ class Certificate:
         def found(choice: Choice, value: Number) -> None:
             self.take(choice)
 
-        return replace(self.request, model=model, on_choice=found, on_bound=self.bound, **changes)
+        return replace(self.request, **{"model": model, "on_choice": found, "on_bound": self.bound, **changes})
 
     def close(self, done: Answer) -> Answer:
         """Take over the answer on the rest."""

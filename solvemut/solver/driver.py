@@ -51,6 +51,7 @@ class Search:
     phase: str = "start"
     known: Answer = field(default_factory=Answer)
     ran: list[str] = field(default_factory=list)  # the engines that set to work, in turn
+    notes: list[str] = field(default_factory=list)  # what they left undone, and why
     told: float = 0.0
 
     def tick(self) -> None:
@@ -106,8 +107,7 @@ def solve(statement: Statement, options: Options, clock: Clock | None = None) ->
             )
         answers.append(answer)
         rows.append(replace(statement.objective(stage), lower=answer.value))
-    solver = " + ".join(dict.fromkeys(search.ran)) or options.engine
-    return _solution(statement, options, answers, clock, solver)
+    return _solution(search, answers)
 
 
 def _starts(statement: Statement, options: Options) -> list[Choice]:
@@ -146,21 +146,30 @@ def _first(statement: Statement, model: Model, request: Request, start: Sequence
 def _stopped_or_solved(
     search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]
 ) -> Answer:
-    """A stage's answer; where Ctrl-C was pressed, what was known by then, or what the stage began with."""
+    """A stage's answer; where Ctrl-C or a lack of memory ended it, what was known, or what the stage began with."""
     try:
         return _solve_stage(search, model, engine, start)
     except KeyboardInterrupt:
         search.clock.interrupt()
-        known = replace(search.known)
-        if known.choice is None and search.stage > 0:
-            known.choice, known.value = start[0], model.objective.at(start[0])
-        return known
+    except MemoryError as error:
+        search.notes.append(f"{search.ran[-1] if search.ran else 'the search'} ran out of memory ({error})")
+    known = replace(search.known)
+    if known.choice is None and search.stage > 0:
+        known.choice, known.value = start[0], model.objective.at(start[0])
+    return known
 
 
 def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answer], start: Sequence[Choice]) -> Answer:
     options, most = search.options, _trivial_bound(search.statement, search.stage)
     request = Request(
-        model, search.clock, options.gap, options.seed, on_engine=search.ran.append, tick=search.tick, most=most
+        model,
+        search.clock,
+        options.gap,
+        options.seed,
+        most=most,
+        on_engine=search.ran.append,
+        on_note=search.notes.append,
+        tick=search.tick,
     )
 
     def improved(choice: Choice, value: Number) -> None:
@@ -185,7 +194,8 @@ def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answe
     return answer
 
 
-def _solution(statement: Statement, options: Options, answers: list[Answer], clock: Clock, solver: str) -> Solution:
+def _solution(search: Search, answers: list[Answer]) -> Solution:
+    statement, options, clock = search.statement, search.options, search.clock
     choice = answers[-1].choice
     assert choice is not None
     signs = [1 if sense == "max" else -1 for sense in statement.senses]
@@ -208,11 +218,24 @@ def _solution(statement: Statement, options: Options, answers: list[Answer], clo
         gaps=tuple(map(nearest, gaps)),
         costs={name: statement.cost_row(name).at(choice) for name in {**statement.costs, **statement.budgets}},
         seconds=clock.seconds,
-        solver=solver,
+        solver=" + ".join(dict.fromkeys(search.ran)) or options.engine,
+        notes=() if proven else tuple(dict.fromkeys(_notes(search))),
         statement=statement,
         choice=choice,
         exact_objectives=objectives,
         exact_bounds=tuple(bounds),
+    )
+
+
+def _notes(search: Search) -> list[str]:
+    """Why the gap asked for is not proven."""
+    clock = search.clock
+    if clock.stopped:
+        return [*search.notes, "the search was " + ("interrupted" if clock.interrupted else "stopped by the callback")]
+    return (
+        [*search.notes, f"the time limit of {search.options.time_limit:g} s was reached"]
+        if clock.over
+        else search.notes
     )
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
 from .exact import Number, RankOne, Table, entry, simplify
+from .structure import Parts, parts_of
 
 Choice = tuple[int, ...]
 
@@ -29,6 +31,11 @@ class Term:
     def variables(self) -> tuple[int, ...]:
         """The scope and the switch."""
         return self.scope if self.when is None else (*self.scope, self.when)
+
+    @cached_property
+    def structure(self) -> Parts | None:
+        """What a table over a pair is made of, if that is anything simpler; found once, whoever asks."""
+        return None if isinstance(self.table, RankOne) or len(self.scope) < 2 else parts_of(self.table)
 
     def at(self, choice: Sequence[int]) -> Number:
         """The term's exact contribution."""

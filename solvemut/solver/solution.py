@@ -43,7 +43,7 @@ class Solution:
 
     ``status`` is "optimal" where the gap asked for is proven in every stage, else "feasible". ``objective`` and
     ``bound`` are ints where they are whole numbers, else the nearest floats; ``costs`` are exact (int or Fraction).
-    ``interrupted`` tells that Ctrl-C ended the search.
+    ``interrupted`` tells that Ctrl-C ended the search; ``notes`` say why the gap asked for is open, where it is.
     """
 
     choices: Mapping[str, int]
@@ -59,6 +59,7 @@ class Solution:
     exact_objectives: tuple[Number, ...] = field(repr=False)
     exact_bounds: tuple[Number, ...] = field(repr=False)
     interrupted: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def objective(self) -> int | float:
@@ -117,6 +118,7 @@ class Solution:
             f"{self.status}: objective {_short(self.objective)}, bound {_short(self.bound)}, gap {self.gap:.2e}, "
             f"{self.seconds:.2f} s by {self.solver}" + (", interrupted" if self.interrupted else "")
         ]
+        lines += [f"  note: {note}" for note in self.notes]
         for name, cost in self.costs.items():
             budget = self.statement.budgets.get(name)
             limit = "" if budget is None or budget.upper is None else f" of {_short(budget.upper)}"

@@ -11,6 +11,7 @@ from ..errors import ProgramError
 from .exact import Number, array, simplify
 from .expressions import Relation, Width
 from .model import Choice, Model, Row, Term
+from .recognise import simplest
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Statement:
         for resource, budget in self.budgets.items():
             if resource in used:
                 kept.append(replace(self.cost_row(resource), upper=budget.upper, lower=budget.lower))
-        return Model(tuple(domains), self.objective(stage), (*kept, *rows))
+        return simplest(Model(tuple(domains), self.objective(stage), (*kept, *rows)))
 
     def _mask(self, relation: Relation, width: int) -> np.ndarray:
         row = relation_row("", relation)

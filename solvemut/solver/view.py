@@ -17,9 +17,11 @@ import numpy as np
 from .exact import Number, RankOne, floats, nearest
 from .integral import integral
 from .model import Model, Row
+from .structure import nearly
 from .ties import FORBIDDEN, Tie, tie_of
 
 HARD_CELLS = 1 << 18  # a row over a pair becomes a table of forbidden pairs up to this many
+NEARLY_FROM = 1 << 10  # cells from which a table that is a product but for rounding becomes one
 HARD_TRIPLE = 1 << 20  # so does an equality over three
 
 
@@ -69,6 +71,7 @@ class View:
     ties: tuple[Tie, ...]
     coordinates: tuple[Coordinate, ...]
     magnitude: np.ndarray  # [rows]: no sum of a row's entries exceeds this
+    blur: np.ndarray  # [rows]: no sum is further off, for tables that are nearly products
     terms: int
     scale: Fraction  # objective = scale * (row 0) + constant
     constant: Number
@@ -89,7 +92,8 @@ class View:
         """No rounding error of a priced bound exceeds this."""
         size = float(np.abs(weights) @ self.magnitude)
         size += float(sum(abs(c.limit * m) for c, m in zip(self.coordinates, multipliers, strict=True)))
-        return size * 2.0**-52 * (2 * self.terms + 4 * len(self.sizes) + 20) + 1e-290
+        rounding = size * 2.0**-52 * (2 * self.terms + 4 * len(self.sizes) + 20)
+        return rounding + float(np.abs(weights) @ self.blur) * (1 + 1e-9) + 1e-290
 
     def totals(self, choices: np.ndarray) -> np.ndarray:
         """Each row's sum for many choices at once: [N, rows]; choices: [N, variables]."""
@@ -134,7 +138,7 @@ class View:
     ) -> None:
         """Offer complete choices, best first, until none left can be better than the incumbent."""
         values = self.totals(choices)[:, 0]
-        margin = float(self.magnitude[0]) * 2.0**-51 * (self.terms + 4)
+        margin = float(self.magnitude[0]) * 2.0**-51 * (self.terms + 4) + 2 * float(self.blur[0])
         for i in np.argsort(-values, kind="stable"):
             value = incumbent()
             if value is not None and values[i] + margin <= self.inside(value):
@@ -158,10 +162,11 @@ def view(model: Model) -> View:
             hard.append(forbidden)
     stacks: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     ranks: list[Rank] = []
-    magnitude, scales = [], []
+    magnitude, scales, blur = [], [], []
     for number_, row in enumerate([model.objective, *(row for _, row in soft)]):
-        parts, scale, total = _scaled_parts(row, sizes)
+        parts, scale, total, off = _scaled_parts(row, sizes)
         magnitude.append(total)
+        blur.append(off)
         scales.append(scale)
         for scope, table in parts:
             if isinstance(table, tuple):
@@ -180,6 +185,7 @@ def view(model: Model) -> View:
         tuple(ties),
         tuple(coordinates),
         np.array(magnitude),
+        np.array(blur),
         len(dense) + len(ranks) + len(hard) + len(ties),
         scales[0],
         model.objective.constant,
@@ -210,10 +216,10 @@ def _coordinates(index: int, row: Row, scale: Fraction, source: int, unit: float
 Part = tuple[tuple[int, ...], "np.ndarray | tuple[np.ndarray, np.ndarray]"]
 
 
-def _scaled_parts(row: Row, sizes: Sequence[int]) -> tuple[list[Part], Fraction, float]:
-    """A row's tables over sorted scopes, divided by a power of two; that power; and the largest possible sum."""
+def _scaled_parts(row: Row, sizes: Sequence[int]) -> tuple[list[Part], Fraction, float, float]:
+    """A row's tables over sorted scopes, divided by a power of two; that power; the largest possible sum; the blur."""
     raw: list[tuple[tuple[int, ...], np.ndarray | tuple[np.ndarray, np.ndarray]]] = []
-    peak = 0.0
+    peak = off = 0.0
     for term in row.terms:
         if isinstance(term.table, RankOne):
             first, second = floats(term.table.first), floats(term.table.second)
@@ -226,6 +232,12 @@ def _scaled_parts(row: Row, sizes: Sequence[int]) -> tuple[list[Part], Fraction,
             table = np.multiply.outer(first, second)
         else:
             table = floats(term.table)
+            close = nearly(table) if len(term.scope) == 2 and term.when is None and table.size >= NEARLY_FROM else None
+            if close is not None:
+                raw += close.parts(term.scope)
+                peak += close.peak
+                off += close.error
+                continue
         raw.append(_with_switch(term.scope, table, term.when))
         peak += float(np.abs(table).max())
     if not peak < 1e250 or 0 < peak < 1e-250:
@@ -235,7 +247,7 @@ def _scaled_parts(row: Row, sizes: Sequence[int]) -> tuple[list[Part], Fraction,
     parts: list[Part] = []
     for scope, found in raw:
         parts.append((scope, (found[0] * factor, found[1]) if isinstance(found, tuple) else found * factor))
-    return parts, scale, peak * factor
+    return parts, scale, peak * factor, off * factor
 
 
 def _with_switch(scope: tuple[int, ...], table: np.ndarray, when: int | None) -> tuple[tuple[int, ...], np.ndarray]:

@@ -18,7 +18,7 @@ from ...certificate import Answer, Certificate, Request, settled
 from ...clock import CutShort
 from ...compact import Compact, compact
 from ...elimination import HEAVY
-from ...integral import integral
+from ...exact import Number, RankOne, denominator
 from ...model import Choice, Model, Row, Term
 from ...multipliers import Priced, Prices, priced
 from ...order import Order, order_of
@@ -26,6 +26,7 @@ from ...view import Coordinate, TooExtreme, View, view
 from .. import cpsat, enumeration
 from . import beam
 from .aggregate import Extended, extend
+from .branch import Node, branch, halved
 
 KEPT = (300, 3_000, 20_000, 60_000)  # partial choices kept, from try to try
 ROUNDS = 60  # of the multipliers, at most
@@ -35,6 +36,9 @@ GUIDE_CELLS = 150_000_000  # kept by all guides of a search together
 MOST_GUIDED = 8  # limits that get guides of their own
 SMALL_CELLS = 1_500  # of a knapsack, few enough to let CP-SAT try before the search goes wide
 SMALL_EFFORT = 4.0
+HALF_ROUNDS = 12  # of the multipliers, for each half of what is left
+HALF_KEPT = 300  # partial choices, likewise
+FINISH_SHARE = 0.4  # of the time left, for CP-SAT
 FINISH_CELLS = 2_000_000  # of all tables left, up to which CP-SAT is asked to finish
 
 Key = tuple[int, float]
@@ -106,6 +110,20 @@ class _Search:
         if found.work > 10 * HEAVY and not self.is_coarse:
             self._coarse()
         return model
+
+    def look(self, model: Model) -> Node | None:
+        """What a part of the model is at most worth; None where nothing of interest is in it."""
+        reduced = compact(model)
+        done = settled(reduced)
+        if done is None and enumeration.fits(reduced.model.combinations):
+            done = enumeration.solve(self.certificate.rest(model, on_bound=lambda bound: None, hint=None))
+        if done is None:
+            return _Round(self, reduced).half()
+        if not done.finished:
+            raise CutShort
+        if done.choice is not None:
+            self.certificate.take(done.choice)
+        return None
 
     def _work_on(self, extended: Extended, reduced: Compact) -> None:
         """Go on with running sums, on top of the reduced model."""
@@ -202,7 +220,8 @@ class _Round:
             if self._search(best) or self.certificate.proven or self.certificate.over():
                 return None
             if self.search.tried >= self._tries():
-                self._finish(domains, FINISH_CELLS, None)
+                if not self._finish(domains, FINISH_CELLS, None, FINISH_SHARE):
+                    self._branch(domains, best)
                 return None
             few = SMALL_CELLS * self.search.tried
             if self._separable and self.search.tried in (1, 2) and self._finish(domains, few, SMALL_EFFORT):
@@ -224,21 +243,26 @@ class _Round:
     def _price(self) -> Priced | None:
         """Minimise the bound; None where that settles the matter."""
         heavy = self.order.work > 10 * HEAVY
-        prices = Prices(self.order, self._offer, self.certificate.over, self._bounded if heavy else lambda bound: False)
-        start = np.array([self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates])
         known = bool(self.search.multipliers) and heavy
-        best = prices.minimise(start, HEAVY_ROUNDS if known else ROUNDS, 1e-8, self.view.lowest)
+        best = self._minimised(HEAVY_ROUNDS if known else ROUNDS, self._bounded if heavy else lambda bound: False)
         if self.certificate.enough:
             return None
         if best.bound < self.view.lowest:  # nothing is left that keeps the limits
             self.certificate.complete()
             return None
         self.certificate.bound(self.view.outside(best.bound))
-        for c, multiplier in zip(self.view.coordinates, best.multipliers, strict=True):
-            self.search.multipliers[c.source, c.sign] = float(multiplier) * c.unit
         if self.certificate.proven or self.certificate.over():
             self.certificate.answer.finished = self.certificate.proven
             return None
+        return best
+
+    def _minimised(self, rounds: int, enough: Callable[[float], bool] = lambda bound: False) -> Priced:
+        """The lowest bound that is found, from the prices known so far; they are remembered."""
+        prices = Prices(self.order, self._offer, self.certificate.over, enough)
+        start = np.array([self.search.multipliers.get((c.source, c.sign), 0.0) / c.unit for c in self.view.coordinates])
+        best = prices.minimise(start, rounds, 1e-8, self.view.lowest)
+        for c, multiplier in zip(self.view.coordinates, best.multipliers, strict=True):
+            self.search.multipliers[c.source, c.sign] = float(multiplier) * c.unit
         return best
 
     def _bounded(self, bound: float) -> bool:
@@ -265,17 +289,20 @@ class _Round:
 
     def _search(self, best: Priced) -> bool:
         """Search along the bound, wider than the last time; True if it settled the matter."""
-        most = KEPT[self.search.tried]
         self.search.tried += 1
-        guides, compare = self._guides(best)
-        threshold = self.view.threshold(self.certificate.cutoff())
-        found = beam.search(guides, threshold, most, self.certificate.over, compare)
-        self.view.offer_best(found.choices, self._offer, self.certificate.incumbent)
+        found = self._beam(best, KEPT[self.search.tried - 1])
         if found.dropped == -np.inf:
             self.certificate.complete()
             return True
         self.certificate.bound(self.view.outside(found.dropped))
         return False
+
+    def _beam(self, best: Priced, most: int) -> beam.Found:
+        guides, compare = self._guides(best)
+        threshold = self.view.threshold(self.certificate.cutoff())
+        found = beam.search(guides, threshold, most, self.certificate.over, compare)
+        self.view.offer_best(found.choices, self._offer, self.certificate.incumbent)
+        return found
 
     def _guides(self, best: Priced) -> tuple[list[Priced], beam.Compare | None]:
         """The bound itself, each limit alone and the bare objective, and the bound at nearby prices."""
@@ -315,11 +342,9 @@ class _Round:
 
     def _rounding(self, row: int, guide: Priced) -> float:
         """How far apart equal sums of a row may come out in floats: 0 where every partial sum is exact."""
-        source = self._row_of(row)
-        found = integral(source)
-        unit = found.scale
-        exact = unit.denominator & (unit.denominator - 1) == 0 and found.peak * unit.numerator < 1 << 50
-        return 0.0 if exact and self.order.exact else 4 * guide.margin
+        if self.view.blur[row]:
+            return 4 * guide.margin
+        return 0.0 if self.order.exact and _exact_in_floats(self._row_of(row)) else 4 * guide.margin
 
     def _row_of(self, row: int) -> Row:
         if row == 0:
@@ -329,17 +354,58 @@ class _Round:
     def _coordinate(self, row: int) -> Coordinate:
         return next(c for c in self.view.coordinates if c.row == row)
 
-    def _finish(self, domains: list[np.ndarray], most: int, effort: float | None) -> bool:
+    def _finish(self, domains: list[np.ndarray], most: int, effort: float | None, share: float = 1.0) -> bool:
         """CP-SAT on what is left if that is not too much, the incumbent as its hint; True if it settled the matter."""
-        model = self._smaller(domains)
-        if _cells(compact(model).model) > most or self.request.clock.left < 0.2:
+        model, clock = self._smaller(domains), self.request.clock
+        cells = _cells(compact(model).model)
+        if cells > most:
+            if effort is None:
+                self.request.on_note(f"cp-sat was not asked: {cells} cells of tables are left, more than {most}")
             return False
-        done = cpsat.solve(self.certificate.rest(model, hint=self.search.hint, effort=effort))
+        if clock.left < 0.2:
+            return False
+        rest = self.certificate.rest(model, hint=self.search.hint, effort=effort, clock=clock.part(share * clock.left))
+        done = cpsat.solve(rest)
         self.certificate.close(done)
         return done.finished
 
+    def _branch(self, domains: list[np.ndarray], best: Priced) -> None:
+        """Halve what is left, and the halves, for as long as there is time."""
+        bound = self.certificate.answer.bound
+        if bound is None or self.certificate.over():
+            return
+        self.request.on_engine("branching")
+        branch(self.certificate, self._halved(bound, domains, best), self.search.look)
+
+    def _halved(self, bound: Number, domains: list[np.ndarray], best: Priced) -> Node:
+        relaxed = self.reduced.decode(best.sweep.maximiser())
+        return halved(bound, self._smaller(domains), relaxed, self.search.hint)
+
+    def half(self) -> Node | None:
+        """What a half is at most worth, and where to halve it in turn; None where nothing of interest is in it."""
+        best = self._minimised(HALF_ROUNDS)
+        domains = None if best.bound < self.view.lowest else self._removed(best)
+        if domains is None:
+            return None
+        found = self._beam(best, HALF_KEPT)
+        if found.dropped == -np.inf:
+            return None
+        return self._halved(self.view.outside(min(best.bound, found.dropped)), domains, best)
+
     def _smaller(self, domains: list[np.ndarray]) -> Model:
         return self.search.base.restricted(self.reduced.decode_domains(domains))
+
+
+def _exact_in_floats(row: Row) -> bool:
+    """Whether every partial sum of a row's entries is a float: multiples of a power of two, fifty bits at most."""
+    scale, peak = 1, 0.0
+    for term in row.terms:
+        vectors = (term.table.first, term.table.second) if isinstance(term.table, RankOne) else (term.table,)
+        if any(vector.dtype == object for vector in vectors):
+            return False
+        scale = max(scale, prod(denominator(vector) for vector in vectors))
+        peak += prod(float(np.abs(vector).max()) for vector in vectors)
+    return scale.bit_length() <= 50 and peak * scale < 1 << 50
 
 
 def idle_rows(model: Model) -> list[Row]:
