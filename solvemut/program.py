@@ -166,20 +166,36 @@ class Program:
 
     # -- limits ------------------------------------------------------------------------------------------------------
 
-    def budget(self, resource: str, upper: Any = None, *, lower: Any = None) -> None:
-        """Keep a resource's cost at most ``upper`` and at least ``lower``; a side given again replaces what it was."""
+    def budget(self, resource: str, upper: Any = None, *, lower: Any = None, tolerance: Any = None) -> None:
+        """Keep a resource's cost at most ``upper`` and at least ``lower``; what is given again replaces what it was.
+
+        Costs are added up exactly, so that a limit which is a sum of floats may lie a rounding below what it is the
+        sum of. ``tolerance``, an absolute number, is exactly how far beyond its limits the cost may lie (at first 0).
+
+        >>> p = Program()
+        >>> cells = [p.width(f"cell{k}", levels=[0, 1]) for k in range(3)]
+        >>> for cell, ms in zip(cells, (0.1, 0.2, 0.7)):
+        ...     p.cost("ms", [0, ms], cell)
+        >>> p.fix({cell: 1 for cell in cells})
+        >>> p.budget("ms", 0.7 + 0.2 + 0.1, tolerance=1e-12)
+        >>> p.solve().status
+        'optimal'
+        """
         self._check_resource(resource)
-        if upper is None and lower is None:
+        before = self._budgets.get(resource, Budget())
+        limits = (upper, lower) if tolerance is None else (upper, lower, before.upper, before.lower)
+        if all(limit is None for limit in limits):
             raise ProgramError(f"budget {resource!r}: give a limit, or lower=")
         if resource in self._relations:
             raise ProgramError(f"{resource!r} is the name of a constraint already")
-        before = self._budgets.get(resource, Budget())
+        given = {"upper": upper, "lower": lower, "tolerance": tolerance}
         try:
-            self._budgets[resource] = Budget(
-                before.upper if upper is None else number(upper), before.lower if lower is None else number(lower)
-            )
+            changes = {side: number(value) for side, value in given.items() if value is not None}
         except ProgramError as error:
             raise ProgramError(f"budget {resource!r}: {error}") from None
+        if changes.get("tolerance", 0) < 0:
+            raise ProgramError(f"budget {resource!r}: a tolerance is 0 or more, not {tolerance!r}")
+        self._budgets[resource] = replace(before, **changes)
 
     def add(self, *relations: Relation, name: str | None = None) -> None:
         """Add linear constraints over level values: ``a + 2 * b <= 40``, ``s >= t``, ``a == 16``, ``a != 8``."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil, inf, nextafter, ulp
 
 from ..errors import InfeasibleError
 from .certificate import Request
 from .clock import Clock
 from .driver import Options
 from .engines import auto
-from .exact import Number
+from .exact import Number, nearest, simplify
 from .model import Row
-from .statement import Statement, total
+from .statement import Budget, Statement, total
 
 CONFIRM_SECONDS = 3.0
+MOST_ULPS = 64  # units in the last place that adding floats up may have cost a limit
 
 
 def explain(statement: Statement, options: Options) -> InfeasibleError:
@@ -100,15 +103,32 @@ class Finder:
         if best is None:
             return None
         least = -best
-        if budget.upper is not None and least > budget.upper:
-            return least
+        if budget.most is not None and least > budget.most:
+            return simplify(least - budget.tolerance)
         most = self._extreme(cost, others)
-        return most if budget.lower is not None and most is not None and most < budget.lower else None
+        if budget.least is None or most is None or most >= budget.least:
+            return None
+        return simplify(most + budget.tolerance)
 
     def _extreme(self, objective: Row, others: list[str]) -> Number | None:
         model = replace(self.statement.model(0, others), objective=objective)
         answer = auto.solve(Request(model, self.clock, seed=self.seed))
         return answer.value if answer.finished else None
+
+
+def _would_do(budget: Budget, limit: Number) -> str:
+    """The limit that would do, as a number that would; where rounding alone may have missed it, that too."""
+    up = budget.upper is not None and limit > budget.upper
+    asked = budget.upper if up else budget.lower
+    assert asked is not None
+    shown = total(limit)
+    if isinstance(shown, float) and (shown < limit if up else shown > limit):
+        shown = nextafter(shown, inf if up else -inf)
+    step = ulp(nearest(asked)) if isinstance(total(asked), float) or isinstance(shown, float) else 0.0
+    steps = ceil(abs(Fraction(limit) - Fraction(asked)) / Fraction(step)) if step else 0
+    if not 0 < steps <= MOST_ULPS:
+        return f" ({shown} would do)"
+    return f" ({shown} would do: {steps} ulp {'above' if up else 'below'}, a floating-point sum? see tolerance=)"
 
 
 def _message(
@@ -120,8 +140,9 @@ def _message(
             budget = statement.budgets[name]
             upper = "" if budget.upper is None else f" <= {total(budget.upper)}"
             lower = "" if budget.lower is None else f" >= {total(budget.lower)}"
-            would = f" ({total(smallest[name])} would do)" if name in smallest else ""
-            parts.append(f"budget {name}{upper}{lower}{would}")
+            slack = f" (tolerance {total(budget.tolerance)})" if budget.tolerance else ""
+            would = _would_do(budget, smallest[name]) if name in smallest else ""
+            parts.append(f"budget {name}{upper}{lower}{slack}{would}")
         else:
             relation = statement.relations.get(name)
             parts.append(name if relation is None or str(relation) == name else f"{name}: {relation}")

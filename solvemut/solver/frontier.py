@@ -57,9 +57,9 @@ def frontier(statement: Statement, resource: str, points: int, options: Options)
     """From the loosest budget down, each point started from the ones before it."""
     clock = Clock(options.time_limit)
     budgets = {name: budget for name, budget in statement.budgets.items() if name != resource}
-    lower = statement.budgets.get(resource, Budget()).lower
-    if lower is not None:
-        budgets[resource] = Budget(None, lower)
+    asked = replace(statement.budgets.get(resource, Budget()), upper=None)
+    if asked.lower is not None:
+        budgets[resource] = asked
     free = replace(statement, budgets=budgets)
     loosest = driver.solve(free, options, clock.part(clock.left / (points + 1)))
     if loosest.interrupted:
@@ -69,7 +69,7 @@ def frontier(statement: Statement, resource: str, points: int, options: Options)
     found = [loosest]
     for step in range(1, points):
         limit = high - Fraction((high - low) * step, max(1, points - 1)) if step < points - 1 else low
-        point = replace(free, budgets={**budgets, resource: Budget(limit, lower)})
+        point = replace(free, budgets={**budgets, resource: replace(asked, upper=limit)})
         starts = [solution.choice for solution in [*found, cheapest]]
         part = clock.part(max(0.01, clock.left / (points - step)))
         if clock.interrupted:

@@ -122,6 +122,8 @@ class Solution:
         for name, cost in self.costs.items():
             budget = self.statement.budgets.get(name)
             limit = "" if budget is None or budget.upper is None else f" of {_short(budget.upper)}"
+            if limit and budget is not None and budget.tolerance:
+                limit += f" (tolerance {_short(budget.tolerance)})"
             lines.append(f"  {name}: {_short(cost)}{limit}")
         lines += [f"  {name} = {level}" for name, level in self.choices.items()]
         return "\n".join(lines)
@@ -187,7 +189,7 @@ def _tight(solution: Solution, name: str) -> bool:
     statement = solution.statement
     if name in statement.budgets:
         budget, cost = statement.budgets[name], statement.cost_row(name).at(solution.choice)
-        return cost in (budget.upper, budget.lower)
+        return cost in (budget.most, budget.least)
     if name in statement.relations:
         row = relation_row(name, statement.relations[name])
         return statement.relations[name].sense != "!=" and row.at(solution.choice) in (row.lower, row.upper)

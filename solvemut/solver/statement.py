@@ -16,10 +16,21 @@ from .recognise import simplest
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on a resource; None: no limit on that side."""
+    """Limits on a resource (None: no limit on that side), and how far beyond them a cost may still lie."""
 
     upper: Number | None = None
     lower: Number | None = None
+    tolerance: Number = 0
+
+    @property
+    def most(self) -> Number | None:
+        """The largest cost that is kept."""
+        return None if self.upper is None else simplify(self.upper + self.tolerance)
+
+    @property
+    def least(self) -> Number | None:
+        """The smallest cost that is kept."""
+        return None if self.lower is None else simplify(self.lower - self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Statement:
                 kept.append(relation_row(name, relation))
         for resource, budget in self.budgets.items():
             if resource in used:
-                kept.append(replace(self.cost_row(resource), upper=budget.upper, lower=budget.lower))
+                kept.append(replace(self.cost_row(resource), upper=budget.most, lower=budget.least))
         return simplest(Model(tuple(domains), self.objective(stage), (*kept, *rows)))
 
     def _mask(self, relation: Relation, width: int) -> np.ndarray:
@@ -100,7 +111,7 @@ class Statement:
         """The names of everything that a choice does not keep, in exact arithmetic."""
         rows = [relation_row(name, relation) for name, relation in self.relations.items()]
         for resource, budget in self.budgets.items():
-            rows.append(replace(self.cost_row(resource), upper=budget.upper, lower=budget.lower))
+            rows.append(replace(self.cost_row(resource), upper=budget.most, lower=budget.least))
         found = [row.name for row in rows if not row.holds(choice)]
         return found + [self.fix_name(width) for width, k in self.fixed.items() if choice[width] != k]
 

@@ -40,7 +40,8 @@ def printed(statement: Statement) -> str:
 
 def _limits(budget: Budget) -> str:
     upper = "" if budget.upper is None else f" <= {_short(budget.upper)}"
-    return upper + ("" if budget.lower is None else f" >= {_short(budget.lower)}")
+    lower = "" if budget.lower is None else f" >= {_short(budget.lower)}"
+    return upper + lower + (f" (tolerance {_short(budget.tolerance)})" if budget.tolerance else "")
 
 
 def _sum(statement: Statement, found: Sum) -> str:
@@ -85,8 +86,8 @@ def to_json(statement: Statement) -> str:
         "senses": list(statement.senses),
         "costs": {name: _write_sum(cost) for name, cost in statement.costs.items()},
         "budgets": {
-            name: {"upper": _write(budget.upper), "lower": _write(budget.lower)}
-            for name, budget in statement.budgets.items()
+            name: {"upper": _write(b.upper), "lower": _write(b.lower), "tolerance": _write(b.tolerance)}
+            for name, b in statement.budgets.items()
         },
         "constraints": {name: _write_relation(relation) for name, relation in statement.relations.items()},
         "fixed": {str(width): k for width, k in statement.fixed.items()},
@@ -171,7 +172,7 @@ def read_sum(data: dict[str, Any]) -> Sum:
 
 def read_budget(data: dict[str, Any]) -> Budget:
     """The budget that JSON data describes."""
-    return Budget(_read(data["upper"]), _read(data["lower"]))
+    return Budget(_read(data["upper"]), _read(data["lower"]), _read(data.get("tolerance")) or 0)
 
 
 def read_relation(data: dict[str, Any], widths: Sequence[Width]) -> Relation:

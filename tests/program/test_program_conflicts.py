@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from fractions import Fraction
@@ -14,7 +15,7 @@ from oracle_program import Budget, Spec, all_choices, build, costs, exact, feasi
 from strategies_program import SHAPES, examples, linear_of, specs
 
 from solvemut.errors import InfeasibleError
-from solvemut.program import Program
+from solvemut.program import Program, ProgramError
 
 
 @st.composite
@@ -170,3 +171,61 @@ def test_a_large_infeasible_program_is_explained_in_time():
         p.solve(time_limit=60)
     assert caught.value.conflict == ["flops"]
     assert caught.value.smallest == {"flops": 28 * 2 * 64 + 2 * 8 * 72}  # 300 is reached where it is cheap: at the end
+
+
+# -- limits that are sums of floats ------------------------------------------------------------------------------------
+
+
+def cells(order: tuple[float, ...], limit: float | None = None, lower: float | None = None, **more: object) -> Program:
+    p = Program()
+    for k, ms in enumerate(order):
+        p.cost("ms", [0, ms], p.switch(f"cell{k}"))
+        p.fix({f"cell{k}": 1})
+    p.budget("ms", limit, lower=lower, **more)
+    return p
+
+
+def test_a_limit_that_rounding_put_below_its_sum_is_told_and_the_number_named_would_do():
+    order = (0.1, 0.2, 0.7)
+    limit = 0.7 + 0.2 + 0.1
+    assert Fraction(limit) < sum(map(Fraction, order))
+    with pytest.raises(InfeasibleError, match=r"1 ulp above, a floating-point sum\? see tolerance=") as error:
+        cells(order, limit).solve()
+    would = float(re.search(r"\(([\d.]+) would do", str(error.value)).group(1))
+    assert cells(order, would).solve().status == "optimal"
+    with pytest.raises(InfeasibleError, match=r"\([\d.]+ would do\)"):
+        cells(order, 0.5).solve()
+
+
+def test_a_limit_from_below_is_named_in_its_own_direction():
+    order = (0.1, 0.2, 0.3)
+    lower = 0.1 + 0.2 + 0.3
+    assert Fraction(lower) > sum(map(Fraction, order))
+    with pytest.raises(InfeasibleError, match="1 ulp below") as error:
+        cells(order, lower=lower).solve()
+    would = float(re.search(r"\(([\d.]+) would do", str(error.value)).group(1))
+    assert cells(order, lower=would).solve().status == "optimal"
+
+
+def test_a_tolerance_counts_exactly_and_is_kept_printed_and_written():
+    order = (0.1, 0.2, 0.7)
+    limit = 0.7 + 0.2 + 0.1
+    short = sum(map(Fraction, order)) - Fraction(limit)
+    assert cells(order, limit, tolerance=short).solve().status == "optimal"
+    with pytest.raises(InfeasibleError) as error:
+        cells(order, limit, tolerance=short - Fraction(1, 10**40)).solve()
+    assert error.value.smallest["ms"] == Fraction(limit) + Fraction(1, 10**40)
+    p = cells(order, limit, tolerance=0.125)
+    assert "<= 1 (tolerance 0.125)" in str(p) and "tolerance 0.125" in str(p.solve())
+    again = Program.from_json(p.to_json())
+    assert again.statement().budgets == p.statement().budgets and again.to_json() == p.to_json()
+    p.budget("ms", 0.9)  # the tolerance stays until it is given again
+    assert p.solve().status == "optimal"
+    p.budget("ms", tolerance=0)
+    with pytest.raises(InfeasibleError):
+        p.solve()
+    for wrong in (-1e-9, float("nan"), "much"):
+        with pytest.raises(ProgramError, match="budget 'ms'"):
+            p.budget("ms", 1, tolerance=wrong)
+    with pytest.raises(ProgramError, match="give a limit"):
+        Program().budget("ms", tolerance=1)
