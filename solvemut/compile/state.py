@@ -57,6 +57,8 @@ class Statement:
             worth = self._allowed(choice, np.asarray(worth) + tables.get(k, 0.0))
             choice.width = self.program.width(choice.name, self._levels(choice))
             self.program.value(worth, choice.width, stage=self.stage)
+            same = int(np.abs(choice.counts() - choice.now).argmin())  # the search begins with what there is
+            self.program.hint({choice.width: choice.width.levels[same]})
             flat |= len(np.unique(worth)) < len(worth)
         for curve in beyond:
             self._curve(curve)

@@ -17,6 +17,7 @@ from .exact import Number, RankOne, entry, nearest
 from .model import Choice, Model, Row, Term
 from .solution import Progress, Solution
 from .statement import Statement, total
+from .walk import walk
 
 TICK_SECONDS = 0.1
 SHARE = 0.96  # of the time limit; the rest is for the step under way, and for the certificate
@@ -127,9 +128,9 @@ def _uniform(statement: Statement, fraction: float) -> Choice:
     return tuple(found)
 
 
-def _first(statement: Statement, model: Model, request: Request, start: Sequence[Choice]) -> Answer:
-    """An incumbent at once, where one is easy: what is given, and the largest uniform choice that is feasible."""
-    first = Certificate(request)
+def _first(search: Search, model: Model, request: Request, start: Sequence[Choice]) -> Answer:
+    """An incumbent at once, where one is easy: what is given, the largest uniform choice that is feasible, a walk."""
+    statement, first = search.statement, Certificate(request)
     for choice in start:
         first.offer(choice)
         request.hint = first.answer.choice if first.answer.choice is not None else choice
@@ -140,6 +141,9 @@ def _first(statement: Statement, model: Model, request: Request, start: Sequence
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             low, high = (middle, high) if first.offer(_uniform(statement, middle)) else (low, middle)
+    if search.stage == 0:  # a later stage starts at a choice that is best for those before it
+        top = dict(enumerate(_uniform(statement, 1.0)))
+        any(walk(model, begin, first.offer, first.over) for begin in (statement.hint, top) if begin)
     return first.answer
 
 
@@ -182,7 +186,7 @@ def _solve_stage(search: Search, model: Model, engine: Callable[[Request], Answe
         search.report()
 
     request.on_choice, request.on_bound = improved, bounded
-    first = _first(search.statement, model, request, start)
+    first = _first(search, model, request, start)
     request.hint = first.choice or request.hint
     answer = first if first.value is not None and first.value >= most else engine(request)
     if answer.value is not None and answer.value >= most:
