@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ..rules import OPS, Repeat
 
@@ -34,6 +35,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 held = attributes[name]
                 held.clear()
                 held.extend(content) if isinstance(held, list) else held.update(content)
+
+
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors in lists and dicts that modules have as attributes, each with the name of the attribute."""
+    for path, module in model.named_modules():
+        for name, held in vars(module).items():
+            if isinstance(held, (list, tuple, dict)) and name not in ("_parameters", "_buffers"):
+                own = (t for t in pytree.tree_leaves(held) if type(t) is torch.Tensor)
+                yield from ((f"{path}.{name}".lstrip("."), t) for t in own)
 
 
 def like(model: nn.Module) -> torch.Tensor | None:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..rules import OPS
 from ..trace import Call, Guard, Node, Param, Ref, Size, Trace, sizes_in
-from .modules import repeats
+from .modules import held_tensors, repeats
 from .objects import kinds_in
 from .open_sizes import is_open, largest, shape_of
 from .recording import CALL, ID, KEY, Recorder
@@ -98,6 +98,13 @@ class Reader:
         for name in kinds_in(self.form):
             found.append(
                 f"what a {name} that the call returns holds is output and stays; a call without it leaves it free"
+            )
+        kept = [name for name, held in held_tensors(self.model) if not any(held is c for c in self.constants.values())]
+        if kept := list(dict.fromkeys(kept)):
+            more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+            found.append(
+                f"{', '.join(kept[:3])}{more} hold tensors that are no parameters or buffers and that the call did not "
+                "read: what was computed of weights before a change must be emptied after it"
             )
         return tuple(found)
 
