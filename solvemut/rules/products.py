@@ -29,14 +29,28 @@ def _pool(flow: Flow, node: Node) -> Output:
     x = flow.labels(node.args.get("self", node.args.get("input")))
     digits = [c for c in node.op if c.isdigit()]
     k = int(digits[-1]) if digits else 2
-    flow.freeze_dims(x, range(x.ndim - k, x.ndim), f"{node.op} works along it")
+    pooled = [x.ndim - k + i for i in range(k) if not _window_of_one(node, i)]
+    flow.freeze_dims(x, pooled, f"{node.op} works along it")
     outs = []
     for shape in node.shapes:
-        y = x.without(range(x.ndim - k, x.ndim))
-        for d in range(x.ndim - k, x.ndim):
+        y = x.without(pooled)
+        for d in pooled:
             y = y.resized(d, shape[d])
         outs.append(y)
     return outs if node.is_list else outs[0]
+
+
+def _window_of_one(node: Node, i: int) -> bool:
+    """Whether a pooling with windows leaves its pixel dim `i` as it is: it takes single positions, one by one."""
+
+    def given(name: str, default: int) -> int:
+        found = node.args.get(name)
+        found = found if isinstance(found, list) else [found]
+        found = found[min(i, len(found) - 1)] if found else default
+        return found if isinstance(found, int) else default
+
+    size = given("kernel_size", 0)
+    return size == 1 == given("stride", size) and given("padding", 0) == 0
 
 
 for _n in (1, 2, 3):

@@ -182,6 +182,15 @@ ROWS: dict[str, Row | list[Row]] = {
         Row(lambda x, w: F.conv_transpose2d(x, w, groups=4), "2 i:4 5 5 | j:4 1 2 2", "2 i 6 6", "i==j"),
     ],
     "conv_transpose3d": Row(F.conv_transpose3d, "1 i:4 2 2 2 | j:4 o:6 1 1 1", "1 o 2 2 2", "i==j"),
+    "avg_pool2d": [
+        pool(F.avg_pool2d, 2),
+        Row(lambda x: F.avg_pool2d(x, (2, 1)), "2 3 4 a:6", "2 3 2 a"),
+        Row(lambda x: F.max_pool2d(x, (2, 1), (2, 1)), "2 3 4 a:6", "2 3 2 a"),
+        Row(lambda x: F.avg_pool2d(x, (2, 1), (2, 2)), "2 3 4 a:6", "2 3 2 3", "", "a"),
+        Row(lambda x: F.avg_pool2d(x, (1, 2)), "2 3 a:4 6", "2 3 a 3"),
+        Row(lambda x: F.avg_pool2d(x, 2), "2 3 4 a:6", "2 3 2 3", "", "a"),
+        Row(lambda x: F.adaptive_avg_pool2d(x, 1), "2 3 4 a:6", "2 3 1 1", "", "a"),
+    ],
     "diff": [
         Row(lambda x: x.diff(1, 1), "2 a:6 b:4", "2 5 b", "", "a"),
         Row(lambda x, y: x.diff(2, 1, prepend=y), "2 6 b:4 | 2 1 c:4", "2 5 b", "b==c"),
