@@ -5,11 +5,12 @@ values are lognormal, because measured magnitudes and Taylor scores are. The val
 the sum of its ``n`` largest unit values, so each value vector is concave.
 
 >>> sorted(INSTANCES)[:2]
-['chain', 'densenet121']
+['all_pairs', 'chain']
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,10 +97,12 @@ def limit_of(net: Net, resource: str, fraction: float) -> int:
     return int(Fraction(fraction).limit_denominator(10_000) * net.total(resource))
 
 
-def build(net: Net, step: int, budgets: Mapping[str, float], seed: int) -> Program:
+def build(
+    net: Net, step: int, budgets: Mapping[str, float], seed: int, worth: Mapping[str, np.ndarray] | None = None
+) -> Program:
     """The program of a network: one width per block, budgets as fractions of what the network costs now."""
     program, handles, levels = Program(), {}, {}
-    for name, units in unit_values(net, seed).items():
+    for name, units in (unit_values(net, seed) if worth is None else worth).items():
         levels[name] = net.levels(name, step)
         handles[name] = program.width(name, levels=levels[name])
         program.value(prefix_sums(units, levels[name]), handles[name])
@@ -354,6 +357,43 @@ def resnet50_plain(step: int = 8, budgets: Mapping[str, float] = HALF_FLOPS, see
     return build_plain(bottleneck_net(50), step, budgets, seed, unit)
 
 
+def equal_units(depth: int = 50, step: int = 1, budgets: Mapping[str, float] = HALF_FLOPS) -> Program:
+    """ResNet-50 or ResNet-101 where every unit is worth 1: values are linear, and the blocks of a stage all alike."""
+    net = bottleneck_net(depth)
+    return build(net, step, budgets, 0, {name: np.ones(size) for name, size in net.widths.items()})
+
+
+def all_pairs(
+    blocks: int = 4, layers: int = 12, levels: int = 16, kind: str = "all", budget: float = 0.5, seed: int = 0
+) -> Program:
+    """Blocks in which layers multiply one another, without bottlenecks between them.
+
+    ``kind``: "all" pairs of a block, "rank one" (all, with coefficients ``c_i * c_j``), "halves" (each of the first
+    half with each of the second), "some" (a quarter with all), "sums" (halves of one block of all layers), "nearly"
+    (all pairs but a few).
+    """
+    rng, program, total = np.random.default_rng(seed), Program(), 0
+    sizes = range(1, levels + 1)
+    widths = [[program.width(f"block{b}.{i}", levels=sizes) for i in range(layers)] for b in range(blocks)]
+    if kind == "sums":
+        widths = [[width for block in widths for width in block]]
+    for width in (width for block in widths for width in block):
+        program.value(prefix_sums(rng.lognormal(0.0, 1.0, levels), sizes), width)
+    for block in widths:
+        scale = int(rng.integers(1, 50))
+        own = [int(x) for x in rng.integers(1, 6, len(block))] if kind == "rank one" else [1] * len(block)
+        half, few = len(block) // 2, len(block) // 4
+        for i, j in itertools.combinations(range(len(block)), 2):
+            if (kind in ("halves", "sums") and not i < half <= j) or (kind == "some" and i >= few):
+                continue
+            if kind == "nearly" and rng.random() < 0.05:
+                continue
+            program.product("flops", scale * own[i] * own[j], block[i], block[j])
+            total += scale * own[i] * own[j] * levels**2
+    program.budget("flops", int(Fraction(budget) * total))
+    return program
+
+
 def resnet18(step: int = 8, budgets: Mapping[str, float] = HALF_FLOPS, seed: int = 0) -> Program:
     """ResNet-18 (12 widths)."""
     return build(basic_net(), step, budgets, seed)
@@ -473,6 +513,8 @@ def latency(depth: int = 50, budget: float = 0.5, seed: int = 0) -> Program:
 INSTANCES: dict[str, Callable[..., Program]] = {
     "resnet50": resnet50,
     "resnet50_plain": resnet50_plain,
+    "equal_units": equal_units,
+    "all_pairs": all_pairs,
     "resnet18": resnet18,
     "densenet121": densenet121,
     "mobilenet_v2": mobilenet_v2,

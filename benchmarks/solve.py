@@ -59,6 +59,9 @@ def cases() -> list[Case]:
         Case("resnet50/1 plain arrays", partial(instances.resnet50_plain, 1), 30, 1e-3),
         Case("resnet50/1 plain arrays, MFLOPs", partial(instances.resnet50_plain, 1, unit=10**6), 30, 1e-3),
         Case("resnet50/1 flops+params", partial(instances.resnet50, 1, BOTH), 30, 2e-3),
+        Case("equal units, depth 50", instances.equal_units, 30, 1e-3),
+        Case("equal units, depth 101", partial(instances.equal_units, 101), 30, 1e-3),
+        Case("equal units flops+params", partial(instances.equal_units, 50, 1, BOTH), 30, 1e-3),
         Case("chain 48x64", instances.chain, 10, 0.0, quick=True),
         Case("chain 48x64 seed 1", partial(instances.chain, budgets=(0.4, 0.5), seed=1), 10, 0.0),
         Case("chain 48x64 seed 2", partial(instances.chain, budgets=(0.3, 0.3), seed=2), 10, 0.0),
@@ -66,6 +69,11 @@ def cases() -> list[Case]:
     found += [Case(f"{name}/8", partial(make, 8), 30, 2e-3, quick=True) for name, make in net.items()]
     found += [Case(f"{name}/1", partial(make, 1), 30, 2e-3) for name, make in net.items()]
     found += [Case(f"{name}/8 flops+params", partial(make, 8, BOTH), 30, 2e-3) for name, make in net.items()]
+    found += [
+        Case(f"all pairs, {kind}", partial(instances.all_pairs, kind=kind), 30, 2e-3)
+        for kind in ("all", "rank one", "nearly", "halves", "some", "sums")
+    ]
+    found += [Case("all pairs of 48", partial(instances.all_pairs, 1, 48), 30, 2e-3)]
     found += [Case("variants 80x16", instances.variants, 2, 0.0, quick=True)]
     found += [
         Case(f"variants 80x16 {share} seed {seed}", partial(instances.variants, budget=share, seed=seed), 2, 0.0)

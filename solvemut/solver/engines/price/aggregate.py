@@ -1,7 +1,8 @@
 """Sums as variables: where many readers multiply the same growing sum of widths, give each partial sum a name.
 
-In a dense block every layer multiplies its width with the sum of all widths before it. Stated pair by pair the block
-has no small separator. Stated over running sums, ``sum_1 = w_0 + w_1``, ``sum_2 = sum_1 + w_2``, ..., it is a chain.
+In a dense block every layer multiplies its width with the sum of all widths before it, and where each width multiplies
+each, with coefficients ``c_i * c_j``, any order of them is such a block. Stated pair by pair it has no small separator.
+Stated over running sums, ``sum_1 = w_0 + w_1``, ``sum_2 = sum_1 + w_2``, ..., it is a chain.
 A running sum is one more variable whose levels are the sums that can occur, tied to its parts exactly; the new model
 has the same choices, objective and rows, and its first variables are the ones given.
 """
@@ -12,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import gcd, lcm
 
 import numpy as np
 
@@ -20,10 +22,25 @@ from ...model import Choice, Model, Row, Term
 
 MOST_SUMS = 3000  # levels of a running sum
 MOST_SPREAD = 1 << 20  # between the least and the largest sum
+LEAST_ALIKE = 4  # fewer widths than this that all multiply one another need no sum
 SMALLEST = 2  # fewer widths than this need no sum
 
 Part = tuple[int, tuple[int, ...]]  # a width and its factor, as primitive integers
+Coefficients = tuple[tuple[int, Fraction], ...]  # row, coefficient
 TermKey = tuple[int, int]  # a row (0: the objective), and a position among its terms
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What two widths make of each other: a factor of each, a coefficient in each row."""
+
+    own: tuple[int, ...]
+    other: tuple[int, ...]
+    coefficients: Coefficients
+    terms: set[TermKey]
+
+
+Pairs = dict[tuple[int, int], Pair]
 
 
 @dataclass
@@ -32,7 +49,7 @@ class Reader:
 
     variable: int
     own: tuple[int, ...]
-    coefficients: tuple[tuple[int, Fraction], ...]  # row, coefficient
+    coefficients: Coefficients
     parts: frozenset[Part] = frozenset()
     terms: set[TermKey] = field(default_factory=set)
 
@@ -59,7 +76,8 @@ class Extended:
 
 def extend(model: Model) -> Extended | None:
     """The model with running sums where readers share them; None where there is nothing to gain."""
-    families = _chosen(_families(_readers(model)), [len(d) for d in model.domains])
+    pairs = _pairs(model)
+    families = _chosen(_cliques(pairs), _families(_readers(pairs)))
     if not families:
         return None
     return _Builder(model).build(families)
@@ -76,8 +94,8 @@ def _primitive(vector: np.ndarray) -> tuple[tuple[int, ...], Fraction]:
     return tuple(ints), Fraction(divisor, scale)
 
 
-def _readers(model: Model) -> list[Reader]:
-    """Every width with each set of others that it multiplies alike, in both directions."""
+def _pairs(model: Model) -> Pairs:
+    """The products of each pair of widths, in both directions, that have one factor on either side in all rows."""
     pairs: dict[tuple[int, int], list[tuple[TermKey, tuple[int, ...], tuple[int, ...], Fraction]]] = defaultdict(list)
     for r, row in enumerate((model.objective, *model.rows)):
         for t, term in enumerate(row.terms):
@@ -85,19 +103,100 @@ def _readers(model: Model) -> list[Reader]:
                 (a, b), (f, fs), (g, gs) = term.scope, _primitive(term.table.first), _primitive(term.table.second)
                 pairs[a, b].append(((r, t), f, g, fs * gs))
                 pairs[b, a].append(((r, t), g, f, fs * gs))
-    groups: dict[tuple[object, ...], Reader] = {}
-    for (v, other), found in pairs.items():
-        owns, others = {entry[1] for entry in found}, {entry[2] for entry in found}
+    found: Pairs = {}
+    for pair, entries in pairs.items():
+        owns, others = {entry[1] for entry in entries}, {entry[2] for entry in entries}
         if len(owns) > 1 or len(others) > 1:
             continue
         coefficients: dict[int, Fraction] = defaultdict(Fraction)
-        for (r, _), _, _, c in found:
+        for (r, _), _, _, c in entries:
             coefficients[r] += c
-        own, signature = owns.pop(), tuple(sorted(coefficients.items()))
-        reader = groups.setdefault((v, own, signature), Reader(v, own, signature))
-        reader.parts |= {(other, others.pop())}
-        reader.terms |= {entry[0] for entry in found}
+        found[pair] = Pair(owns.pop(), others.pop(), tuple(sorted(coefficients.items())), {e[0] for e in entries})
+    return found
+
+
+def _readers(pairs: Pairs) -> list[Reader]:
+    """Every width with each set of others that it multiplies alike, in both directions."""
+    groups: dict[tuple[object, ...], Reader] = {}
+    for (v, other), pair in pairs.items():
+        reader = groups.setdefault((v, pair.own, pair.coefficients), Reader(v, pair.own, pair.coefficients))
+        reader.parts |= {(other, pair.other)}
+        reader.terms |= pair.terms
     return [reader for reader in groups.values() if len(reader.parts) >= SMALLEST]
+
+
+def _cliques(pairs: Pairs) -> list[list[Reader]]:
+    """Sets of widths that all multiply one another with coefficients ``c_i * c_j``: each one reads those before it."""
+    left, found = sorted({v for v, _ in pairs}), []
+    while len(left) >= LEAST_ALIKE:
+        clique = _Clique(pairs, left[0])
+        for v in left[1:]:
+            clique.take(v)
+        if len(clique.members) >= LEAST_ALIKE:
+            found.append(clique.readers())
+            left = [v for v in left if v not in clique.members]
+        else:
+            left = left[1:]
+    return found
+
+
+class _Clique:
+    """Widths that all multiply one another; ``weights``: what each one counts in the sum that the next one reads."""
+
+    def __init__(self, pairs: Pairs, first: int) -> None:
+        self.pairs, self.members, self.weights = pairs, [first], {first: Fraction(1)}
+
+    def take(self, v: int) -> None:
+        """Take a width in, if what it makes with the others is in proportion to their weights."""
+        found = [self.pairs.get((v, m)) for m in self.members]
+        if any(pair is None for pair in found):
+            return
+        edges = [pair for pair in found if pair is not None]
+        for m, pair in zip(self.members, edges, strict=True):
+            others = [self.pairs[m, u] for u in self.members if u != m]
+            if pair.own != edges[0].own or any(pair.other != other.own for other in others):
+                return
+        if len(self.members) == 2:  # the third one tells how the first two count
+            ratio = _times(edges[1].coefficients, edges[0].coefficients)
+            if not ratio:
+                return
+            self.weights[self.members[1]] = ratio
+        unit = self.weights[self.members[0]]
+        for m, pair in zip(self.members, edges, strict=True):
+            if _times(pair.coefficients, edges[0].coefficients) != self.weights[m] / unit:
+                return
+        self.weights[v] = Fraction(1) if len(self.members) == 1 else self._weight(v)
+        self.members.append(v)
+
+    def _weight(self, v: int) -> Fraction:
+        """As the first member sees it, beside the second; 0 where it is not in proportion."""
+        first, second = self.members[:2]
+        ratio = _times(self.pairs[first, v].coefficients, self.pairs[first, second].coefficients)
+        return Fraction(0) if ratio is None else ratio * self.weights[second]
+
+    def readers(self) -> list[Reader]:
+        """Each member from the third on with all those before it, these as primitive integers."""
+        scale = lcm(*(self.weights[m].denominator for m in self.members))
+        whole = {m: int(self.weights[m] * scale) for m in self.members}
+        divisor = gcd(*whole.values())
+        found = []
+        for at in range(SMALLEST, len(self.members)):
+            v, before = self.members[at], self.members[:at]
+            edges = [self.pairs[v, m] for m in before]
+            factors = [tuple(whole[m] // divisor * x for x in self.pairs[v, m].other) for m in before]
+            by = Fraction(divisor, whole[before[0]])
+            coefficients = tuple((r, c * by) for r, c in edges[0].coefficients)
+            parts, terms = frozenset(zip(before, factors, strict=True)), {key for e in edges for key in e.terms}
+            found.append(Reader(v, edges[0].own, coefficients, parts, terms))
+        return found
+
+
+def _times(one: Coefficients, other: Coefficients) -> Fraction | None:
+    """How many times another's coefficients one's are, where that is one number in all rows."""
+    if [r for r, _ in one] != [r for r, _ in other]:
+        return None
+    ratios = {c / d for (_, c), (_, d) in zip(one, other, strict=True) if d}
+    return ratios.pop() if len(ratios) == 1 and all(d for _, d in other) else None
 
 
 def _families(readers: list[Reader]) -> list[list[Reader]]:
@@ -112,17 +211,17 @@ def _families(readers: list[Reader]) -> list[list[Reader]]:
     return families
 
 
-def _chosen(families: list[list[Reader]], sizes: Sequence[int]) -> list[list[Reader]]:
-    """The families to build: those with the fewest sums first, no product in two of them."""
+def _chosen(cliques: list[list[Reader]], families: list[list[Reader]]) -> list[list[Reader]]:
+    """The families to build: cliques, then those with the fewest sums first; no product in two of them."""
     ranked = []
-    for family in families:
+    for at, family in enumerate([*cliques, *families]):
         sums = _count_sums(family[-1].parts)
         products = sum(len(reader.parts) for reader in family)
         if sums <= MOST_SUMS and products >= 4:
-            ranked.append((sums / products, family[0].variable, family))
+            ranked.append((at >= len(cliques), sums / products, family[0].variable, family))
     used: set[TermKey] = set()
     found = []
-    for _, _, family in sorted(ranked, key=lambda entry: entry[:2]):
+    for *_, family in sorted(ranked, key=lambda entry: entry[:3]):
         left = [reader for reader in family if not reader.terms & used]
         if sum(len(reader.parts) for reader in left) >= 4:
             found.append(left)

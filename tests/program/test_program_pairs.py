@@ -1,0 +1,71 @@
+"""Widths that all multiply one another: their sums become variables, and nothing else changes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from benchmarks_path import instances
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies_program import examples
+
+from solvemut.program import Program
+from solvemut.solver.clock import Clock
+from solvemut.solver.compact import compact
+from solvemut.solver.engines import enumeration
+from solvemut.solver.engines.price.aggregate import extend
+from solvemut.solver.engines.price.search import Request
+from solvemut.solver.order import order_of
+from solvemut.solver.view import view
+
+
+@st.composite
+def cliques(draw: st.DrawFn) -> Program:
+    """All pairs of some widths with coefficients ``c_i * c_j``, a few of them changed or left out."""
+    count = draw(st.integers(4, 6))
+    weights = draw(st.lists(st.sampled_from([-2, 1, 1, 2, 3]), min_size=count, max_size=count))
+    odd = draw(st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(-2, 3), max_size=2))
+    p, rng = Program(), np.random.default_rng(draw(st.integers(0, 99)))
+    resources = draw(st.sampled_from([("flops",), ("flops", "params")]))
+    widths = [p.width(f"w{i}", levels=draw(st.sampled_from([(1, 2, 3), (0, 2), (1, 4)]))) for i in range(count)]
+    top = dict.fromkeys(resources, 0)
+    for width in widths:
+        p.value(rng.integers(0, 20, len(width.levels)), width)
+    for (i, j), (k, resource) in itertools.product(itertools.combinations(range(count), 2), enumerate(resources, 1)):
+        coefficient = k * weights[i] * weights[j] if (i, j) not in odd else odd[i, j]
+        if coefficient:
+            p.product(resource, coefficient, widths[i], widths[j])
+        top[resource] += abs(coefficient) * max(widths[i].levels) * max(widths[j].levels)
+    for resource, most in top.items():
+        p.budget(resource, draw(st.integers(-most // 4, most)))
+    return p
+
+
+@given(cliques())
+@examples(60)
+def test_sums_of_widths_that_multiply_one_another_change_nothing(p):
+    model = p.statement().model()
+    reduced = compact(model).model
+    extended = extend(reduced)
+    if extended is not None:
+        for choice in itertools.product(*(range(len(domain)) for domain in reduced.domains)):
+            other = extended.encode(choice)
+            assert extended.decode(other) == choice and extended.model.feasible(other) == reduced.feasible(choice)
+            assert extended.model.objective.at(other) == reduced.objective.at(choice)
+    best = enumeration.solve(Request(model, Clock(10))).value
+    if best is not None:
+        assert p.solve(engine="price").objective == p.solve(engine="cp-sat").objective == best
+
+
+@pytest.mark.parametrize("kind", ["all", "rank one", "halves", "some", "sums"])
+def test_blocks_of_pairs_are_chains_of_sums_and_solved_at_once(kind):
+    p = instances.all_pairs(2, 12, kind=kind)
+    model = compact(p.statement().model()).model
+    extended = extend(model)
+    found = [order_of(view(m)) for m in (model, *([] if extended is None else [compact(extended.model).model]))]
+    assert any(order.exact and order.work < 3e6 for order in found)
+    solution = p.solve(gap=2e-3, time_limit=60)
+    solution.check()
+    assert solution.gap <= 2e-3
