@@ -9,7 +9,7 @@ has the same choices, objective and rows, and its first variables are the ones g
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -23,6 +23,7 @@ from ...model import Choice, Model, Row, Term
 MOST_SUMS = 3000  # levels of a running sum
 MOST_SPREAD = 1 << 20  # between the least and the largest sum
 LEAST_ALIKE = 4  # fewer widths than this that all multiply one another need no sum
+MISFITS = Fraction(1, 4)  # of the pairs of such a width, that may be otherwise
 SMALLEST = 2  # fewer widths than this need no sum
 
 Part = tuple[int, tuple[int, ...]]  # a width and its factor, as primitive integers
@@ -52,6 +53,7 @@ class Reader:
     coefficients: Coefficients
     parts: frozenset[Part] = frozenset()
     terms: set[TermKey] = field(default_factory=set)
+    misfits: tuple[tuple[Part, Coefficients], ...] = ()  # products with single widths that are to be added
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +132,9 @@ def _cliques(pairs: Pairs) -> list[list[Reader]]:
     left, found = sorted({v for v, _ in pairs}), []
     while len(left) >= LEAST_ALIKE:
         clique = _Clique(pairs, left[0])
-        for v in left[1:]:
-            clique.take(v)
+        for v in left[1:] * 2:  # who does not fit a few may fit many, but for a pair or two
+            if v not in clique.weights:
+                clique.take(v)
         if len(clique.members) >= LEAST_ALIKE:
             found.append(clique.readers())
             left = [v for v in left if v not in clique.members]
@@ -141,54 +144,84 @@ def _cliques(pairs: Pairs) -> list[list[Reader]]:
 
 
 class _Clique:
-    """Widths that all multiply one another; ``weights``: what each one counts in the sum that the next one reads."""
+    """Widths that multiply one another, but for a few pairs that do not, or otherwise.
+
+    ``weights``: what each counts in the sum that the next one reads, and how many times ``unit`` it multiplies it with.
+    """
 
     def __init__(self, pairs: Pairs, first: int) -> None:
         self.pairs, self.members, self.weights = pairs, [first], {first: Fraction(1)}
+        self.factors: dict[int, tuple[int, ...]] = {}
+        self.unit: Coefficients = ()  # two widths make of each other their weights times this
 
     def take(self, v: int) -> None:
         """Take a width in, if what it makes with the others is in proportion to their weights."""
-        found = [self.pairs.get((v, m)) for m in self.members]
-        if any(pair is None for pair in found):
+        edges = {m: self.pairs[v, m] for m in self.members if (v, m) in self.pairs}
+        if len(edges) < len(self.members) * (1 - MISFITS) or len(edges) < min(2, len(self.members)):
             return
-        edges = [pair for pair in found if pair is not None]
-        for m, pair in zip(self.members, edges, strict=True):
-            others = [self.pairs[m, u] for u in self.members if u != m]
-            if pair.own != edges[0].own or any(pair.other != other.own for other in others):
-                return
+        own = next(iter(edges.values())).own
+        if any(edge.own != own or edge.other != self.factors.get(m, edge.other) for m, edge in edges.items()):
+            return
+        if len(self.members) == 1:
+            self._second(v, edges[self.members[0]])
+            return
         if len(self.members) == 2:  # the third one tells how the first two count
-            ratio = _times(edges[1].coefficients, edges[0].coefficients)
+            first, second = (edges[m].coefficients for m in self.members)
+            ratio = _times(second, first)
             if not ratio:
                 return
-            self.weights[self.members[1]] = ratio
-        unit = self.weights[self.members[0]]
-        for m, pair in zip(self.members, edges, strict=True):
-            if _times(pair.coefficients, edges[0].coefficients) != self.weights[m] / unit:
-                return
-        self.weights[v] = Fraction(1) if len(self.members) == 1 else self._weight(v)
-        self.members.append(v)
+            pair = self.pairs[self.members[0], self.members[1]]
+            self.weights[self.members[1]], self.unit = ratio, _scaled(pair.coefficients, 1 / ratio)
+        seen = Counter(_scaled(edge.coefficients, 1 / self.weights[m]) for m, edge in edges.items())
+        slope, count = seen.most_common(1)[0]
+        weight = _times(slope, self.unit)
+        if weight and len(self.members) - count <= MISFITS * len(self.members):
+            self._add(v, weight, own)
 
-    def _weight(self, v: int) -> Fraction:
-        """As the first member sees it, beside the second; 0 where it is not in proportion."""
-        first, second = self.members[:2]
-        ratio = _times(self.pairs[first, v].coefficients, self.pairs[first, second].coefficients)
-        return Fraction(0) if ratio is None else ratio * self.weights[second]
+    def _second(self, v: int, edge: Pair) -> None:
+        self.factors[self.members[0]], self.unit = edge.other, edge.coefficients
+        self._add(v, Fraction(1), edge.own)
+
+    def _add(self, v: int, weight: Fraction, factor: tuple[int, ...]) -> None:
+        self.members.append(v)
+        self.weights[v], self.factors[v] = weight, factor
 
     def readers(self) -> list[Reader]:
         """Each member from the third on with all those before it, these as primitive integers."""
         scale = lcm(*(self.weights[m].denominator for m in self.members))
         whole = {m: int(self.weights[m] * scale) for m in self.members}
         divisor = gcd(*whole.values())
-        found = []
-        for at in range(SMALLEST, len(self.members)):
-            v, before = self.members[at], self.members[:at]
-            edges = [self.pairs[v, m] for m in before]
-            factors = [tuple(whole[m] // divisor * x for x in self.pairs[v, m].other) for m in before]
-            by = Fraction(divisor, whole[before[0]])
-            coefficients = tuple((r, c * by) for r, c in edges[0].coefficients)
-            parts, terms = frozenset(zip(before, factors, strict=True)), {key for e in edges for key in e.terms}
-            found.append(Reader(v, edges[0].own, coefficients, parts, terms))
+        found, order = [], self._ordered()
+        for at in range(SMALLEST, len(order)):
+            v, before = order[at], order[:at]
+            parts = frozenset((m, tuple(whole[m] // divisor * x for x in self.factors[m])) for m in before)
+            slope = _scaled(self.unit, self.weights[v] * Fraction(divisor, scale))
+            terms = {key for m in before if (v, m) in self.pairs for key in self.pairs[v, m].terms}
+            misfits = tuple(((m, self.factors[m]), c) for m in before if (c := self._misfit(v, m)))
+            found.append(Reader(v, self.factors[v], slope, parts, terms, misfits))
         return found
+
+    def _ordered(self) -> list[int]:
+        """The members, those that are misfits for each other side by side: both stay open between them."""
+        found: list[int] = []
+        stack = sorted(self.members, reverse=True)
+        while stack:
+            v = stack.pop()
+            if v not in found:
+                found.append(v)
+                stack += [m for m in self.members if m not in found and self._misfit(v, m)]
+        return found
+
+    def _misfit(self, v: int, m: int) -> Coefficients:
+        """What a pair makes beyond what its weights say."""
+        rest = dict(self.pairs[v, m].coefficients) if (v, m) in self.pairs else {}
+        for r, c in _scaled(self.unit, self.weights[v] * self.weights[m]):
+            rest[r] = rest.get(r, Fraction(0)) - c
+        return tuple((r, c) for r, c in rest.items() if c)
+
+
+def _scaled(coefficients: Coefficients, factor: Fraction) -> Coefficients:
+    return tuple((r, c * factor) for r, c in coefficients)
 
 
 def _times(one: Coefficients, other: Coefficients) -> Fraction | None:
@@ -303,6 +336,10 @@ class _Builder:
         for r, coefficient in reader.coefficients:
             own = array([coefficient * x for x in reader.own])
             self.extra[r].append(Term((reader.variable, total), RankOne(own, levels)))
+        for (other, factor), coefficients in reader.misfits:
+            for r, coefficient in coefficients:
+                own = array([coefficient * x for x in reader.own])
+                self.extra[r].append(Term((reader.variable, other), RankOne(own, array(list(factor)))))
         self.gone |= reader.terms
 
     def _without(self, r: int, row: Row) -> Row:
