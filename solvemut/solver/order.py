@@ -77,6 +77,11 @@ class Order:
         """How many cells a sweep looks at, about."""
         return sum(bucket.work for bucket in self.buckets)
 
+    @property
+    def splits(self) -> int:
+        """How many copies of variables were made."""
+        return sum(len(buckets) - 1 for _, buckets in self.steps)
+
     @cached_property
     def stored(self) -> float:
         """How many cells a sweep keeps."""

@@ -11,14 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies_program import examples
 
-from solvemut.program import Program
+from solvemut.program import Program, Width
 from solvemut.solver.clock import Clock
 from solvemut.solver.compact import compact
 from solvemut.solver.engines import enumeration
 from solvemut.solver.engines.price.aggregate import extend
 from solvemut.solver.engines.price.search import Request
+from solvemut.solver.model import Model
 from solvemut.solver.order import order_of
 from solvemut.solver.view import view
+
+
+def splits(model: Model) -> float:
+    return order_of(view(compact(model).model)).splits
 
 
 @st.composite
@@ -48,7 +53,7 @@ def cliques(draw: st.DrawFn) -> Program:
 def test_sums_of_widths_that_multiply_one_another_change_nothing(p):
     model = p.statement().model()
     reduced = compact(model).model
-    extended = extend(reduced)
+    extended = extend(reduced, splits)
     if extended is not None:
         for choice in itertools.product(*(range(len(domain)) for domain in reduced.domains)):
             other = extended.encode(choice)
@@ -63,7 +68,7 @@ def test_sums_of_widths_that_multiply_one_another_change_nothing(p):
 def test_blocks_of_pairs_are_chains_of_sums_and_solved_at_once(kind):
     p = instances.all_pairs(2, 12, kind=kind)
     model = compact(p.statement().model()).model
-    extended = extend(model)
+    extended = extend(model, splits)
     found = [order_of(view(m)) for m in (model, *([] if extended is None else [compact(extended.model).model]))]
     assert any(order.exact and order.work < 3e6 for order in found)
     solution = p.solve(gap=2e-3, time_limit=60)
@@ -76,3 +81,58 @@ def test_equal_units_and_equal_blocks_leave_no_gap_open():
     solution = instances.equal_units(50, step=2).solve(gap=1e-3, time_limit=60)
     solution.check()
     assert solution.gap <= 1e-3
+
+
+def mixed_kernels(stages: int = 4, parts: int = 4, size: int = 60, seed: int = 0) -> Program:
+    """Mixed convolutions: streams in two halves, between them parts that read both and are read by both, and a gate."""
+    rng, p = np.random.default_rng(seed), Program()
+
+    def width(name: str, n: int) -> Width:
+        w = p.width(name, range(1, n + 1))
+        p.value(np.sort(rng.random(n))[::-1].cumsum() / n, w)
+        return w
+
+    streams = [[width(f"stream {k}{half}", size) for half in "ab"] for k in range(stages + 1)]
+    for k, (before, after) in enumerate(itertools.pairwise(streams)):
+        made = [width(f"part {k}.{i}", 2 * size) for i in range(parts)]
+        gate = width(f"gate {k}", size)
+        for i, part in enumerate(made):
+            p.cost("flops", 9 * (i + 1) * np.arange(1, 2 * size + 1), part)
+            for half in (*before, *after, gate):
+                p.product("flops", 1, half, part)
+        for i in range(2):  # and blocks within the stage: parts that read one half and make one, and a gate on all
+            squeeze = width(f"squeeze {k}.{i}", size)
+            for j, halves in enumerate(itertools.product(after, after)):
+                inner = width(f"inner {k}.{i}.{j}", 2 * size)
+                for half in (*halves, squeeze):
+                    p.product("flops", 1, half, inner)
+    p.budget("flops", stages * (parts * 5 + 24) * size * size)
+    return p
+
+
+def test_mixed_kernels_are_solved_at_once():
+    solution = mixed_kernels().solve(time_limit=60, gap=1e-3)
+    assert solution.gap <= 1e-3
+    solution.check()
+
+
+def test_where_all_sums_do_not_help_they_are_taken_family_by_family():
+    """Two families of products over four widths each; only the sum of the second one is of use."""
+    p = Program()
+    for name in "ab":
+        parts, readers = ([p.width(f"{name}{kind}{i}", range(1, 9)) for i in range(4)] for kind in ("part", "reader"))
+        for (i, part), (j, reader) in itertools.product(enumerate(parts), enumerate(readers)):
+            p.product("flops", 1 + 7 * (i == 3 and j == 3), part, reader)
+    p.budget("flops", 900)
+    model = compact(p.statement().model()).model
+    every = extend(model, lambda m: 0)
+    assert every is not None and len({v for sums, _ in every.sums for v, _ in sums}) > 4
+
+    def of_use(m: Model) -> int:
+        """Sums of a's widths are in the way; those of b's leave nothing to be split."""
+        sums = [{v for v in row.terms[0].scope + row.terms[1].scope if v < 16} for row in m.rows[1:]]
+        of_a, of_b = (any(side & s for s in sums) for side in (set(range(8)), set(range(8, 16))))
+        return 5 if of_a else 0 if of_b else 3
+
+    found = extend(model, of_use)
+    assert found is not None and of_use(found.model) == 0

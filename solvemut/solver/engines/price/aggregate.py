@@ -10,7 +10,7 @@ has the same choices, objective and rows, and its first variables are the ones g
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import gcd, lcm
@@ -25,6 +25,8 @@ MOST_SPREAD = 1 << 20  # between the least and the largest sum
 LEAST_ALIKE = 4  # fewer widths than this that all multiply one another need no sum
 MISFITS = Fraction(1, 4)  # of the pairs of such a width, that may be otherwise
 SMALLEST = 2  # fewer widths than this need no sum
+LEAST_PRODUCTS = 4  # that a sum is made for
+MOST_TRIED = 40  # families, one by one
 
 Part = tuple[int, tuple[int, ...]]  # a width and its factor, as primitive integers
 Coefficients = tuple[tuple[int, Fraction], ...]  # row, coefficient
@@ -76,13 +78,34 @@ class Extended:
         return tuple(choice[: self.count])
 
 
-def extend(model: Model) -> Extended | None:
-    """The model with running sums where readers share them; None where there is nothing to gain."""
+def extend(model: Model, splits: Callable[[Model], float]) -> Extended | None:
+    """The model with running sums where readers share them; None where there is nothing to gain.
+
+    ``splits`` tells how many separators of a model are too large, 0 being what is wanted: where the sums that promise
+    most do not lead there, sums are taken in one family at a time, those alone that leave fewer.
+    """
     pairs = _pairs(model)
-    families = _chosen(_cliques(pairs), _families(_readers(pairs)))
-    if not families:
+    families = _ranked(_cliques(pairs), _families(_readers(pairs)))
+    chosen = _disjoint(families)
+    if not chosen:
         return None
-    return _Builder(model).build(families)
+    found = _Builder(model).build(chosen)
+    return found if splits(found.model) == 0 else _one_by_one(model, families, splits)
+
+
+def _one_by_one(model: Model, families: Sequence[list[Reader]], splits: Callable[[Model], float]) -> Extended | None:
+    """Sums family by family, as long as each of them leaves fewer separators that are too large."""
+    chosen: list[list[Reader]] = []
+    found, least = None, splits(model)
+    for family in families[:MOST_TRIED]:
+        if len(trial := _disjoint([*chosen, family])) == len(chosen):
+            continue
+        extended = _Builder(model).build(trial)
+        if (left := splits(extended.model)) < least:
+            chosen, found, least = trial, extended, left
+        if least == 0:
+            break
+    return found
 
 
 def _primitive(vector: np.ndarray) -> tuple[tuple[int, ...], Fraction]:
@@ -244,19 +267,24 @@ def _families(readers: list[Reader]) -> list[list[Reader]]:
     return families
 
 
-def _chosen(cliques: list[list[Reader]], families: list[list[Reader]]) -> list[list[Reader]]:
-    """The families to build: cliques, then those with the fewest sums first; no product in two of them."""
-    ranked = []
+def _ranked(cliques: list[list[Reader]], families: list[list[Reader]]) -> list[list[Reader]]:
+    """The families that are worth a sum: cliques, then those with the fewest sums for their products first."""
+    found = []
     for at, family in enumerate([*cliques, *families]):
         sums = _count_sums(family[-1].parts)
         products = sum(len(reader.parts) for reader in family)
-        if sums <= MOST_SUMS and products >= 4:
-            ranked.append((at >= len(cliques), sums / products, family[0].variable, family))
+        if sums <= MOST_SUMS and products >= LEAST_PRODUCTS:
+            found.append((at >= len(cliques), sums / products, family[0].variable, family))
+    return [family for *_, family in sorted(found, key=lambda entry: entry[:3])]
+
+
+def _disjoint(families: Sequence[list[Reader]]) -> list[list[Reader]]:
+    """The families in turn, each without the products that one before it has; none that has too few left."""
     used: set[TermKey] = set()
     found = []
-    for *_, family in sorted(ranked, key=lambda entry: entry[:3]):
+    for family in families:
         left = [reader for reader in family if not reader.terms & used]
-        if sum(len(reader.parts) for reader in left) >= 4:
+        if sum(len(reader.parts) for reader in left) >= LEAST_PRODUCTS:
             found.append(left)
             used |= {key for reader in left for key in reader.terms}
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -102,7 +102,7 @@ class _Search:
             return model
         self.request.on_engine("price")
         if not found.exact:
-            extended = extend(reduced.model)
+            extended = extend(reduced.model, self._splits)
             better = None if extended is None else _ordered(compact(extended.model).model)
             if extended is not None and better is not None and better.exact and not _loose_sums(better):
                 found, model = better, extended.model
@@ -110,6 +110,11 @@ class _Search:
         if found.work > 10 * HEAVY and not self.is_coarse:
             self._coarse()
         return model
+
+    def _splits(self, model: Model) -> float:
+        """How many variables of a model have separators that are too large."""
+        found = None if self.certificate.over() else _ordered(compact(model).model)
+        return inf if found is None else found.splits
 
     def look(self, model: Model) -> Node | None:
         """What a part of the model is at most worth; None where nothing of interest is in it."""
