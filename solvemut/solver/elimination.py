@@ -7,7 +7,7 @@ with that level forced.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +78,16 @@ def sweep(order: Order, weights: np.ndarray, over: Callable[[], bool] = lambda: 
     """Eliminate for given row weights; raise CutShort if ``over`` says so on the way."""
     view = order.view
     found = Sweep(order, weights, [], [], {}, {}, {}, 0.0)
-    for bucket in order.buckets:
-        if order.work > HEAVY and over():
-            raise CutShort
-        if bucket.envelope:
-            _envelope_bucket(found, bucket)
-        else:
-            _table_bucket(found, bucket, over)
+    for _, made in order.steps:
+        for bucket in (order.buckets[b] for b in made):
+            if order.work > HEAVY and over():
+                raise CutShort
+            if bucket.envelope:
+                _envelope_bucket(found, bucket)
+            else:
+                _table_bucket(found, bucket, over)
+        if len(made) > 1:
+            _match(found, made)
     roots = [float(found.messages[b.index]) for b in order.buckets if b.parent is None]
     constants = [float(weights[d.rows] @ d.stack) for d in view.dense if not d.scope]
     found.maximum = float(sum(roots) + sum(constants))
@@ -147,6 +150,39 @@ def _envelope_bucket(found: Sweep, bucket: Bucket) -> None:
     found.tables.append(None)
     found.prices[bucket.index], found.unaries[bucket.index] = price, unary
     found.messages.append(upper_envelope(slopes, unary, price))
+
+
+def _match(found: Sweep, made: Sequence[int]) -> None:
+    """Shift the levels of a variable in each of its copies, by nothing in sum, so that all copies like them alike.
+
+    The bound stays one, and is far lower where copies would each take the level that is best for them alone
+    (moment matching, Liu and Ihler, ICML 2011).
+    """
+    copies = [found.order.buckets[b] for b in made]
+    best = np.stack([_best(found, bucket) for bucket in copies])
+    allowed = (best > FORBIDDEN / 2).all(axis=0)
+    for bucket, shift in zip(copies, np.where(allowed, best.mean(axis=0) - best, 0.0), strict=True):
+        _shift(found, bucket, shift)
+
+
+def _best(found: Sweep, bucket: Bucket) -> np.ndarray:
+    """The most that a copy comes to at each level of its variable."""
+    v, order, table = bucket.variable, found.order, found.tables[bucket.index]
+    if table is None:  # its level follows from the others
+        message, levels = found.messages[bucket.index], order.levels[bucket.index]
+        return back(message, v, bucket.separator, levels, (v,), order.view.sizes)
+    return np.asarray(table.reshape(-1, table.shape[-1]).max(axis=0))
+
+
+def _shift(found: Sweep, bucket: Bucket, shift: np.ndarray) -> None:
+    """Add something to each level of a copy's variable."""
+    at, table = bucket.index, found.tables[bucket.index]
+    if table is None:
+        levels = found.order.levels[at]
+        found.messages[at] = found.messages[at] + np.where(levels < 0, 0.0, shift[np.maximum(levels, 0)])
+    else:
+        table += shift
+        found.messages[at] = table.max(axis=-1)
 
 
 def upper_envelope(slopes: np.ndarray, heights: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def priced(
     """Sweep at some multipliers."""
     view = order.view
     weights = view.weights(multipliers, objective)
-    margin = view.margin(weights, multipliers)
+    margin = view.margin(weights, multipliers, order.splits)
     return Priced(multipliers, sweep(order, weights, over), view.offset(multipliers), margin, objective)
 
 

@@ -88,11 +88,11 @@ class View:
         """What the limits add to the priced sum."""
         return float(sum(c.limit * m for c, m in zip(self.coordinates, multipliers, strict=True)))
 
-    def margin(self, weights: np.ndarray, multipliers: np.ndarray) -> float:
-        """No rounding error of a priced bound exceeds this."""
+    def margin(self, weights: np.ndarray, multipliers: np.ndarray, copies: int = 0) -> float:
+        """No rounding error of a priced bound exceeds this; ``copies`` of variables add theirs."""
         size = float(np.abs(weights) @ self.magnitude)
         size += float(sum(abs(c.limit * m) for c, m in zip(self.coordinates, multipliers, strict=True)))
-        rounding = size * 2.0**-52 * (2 * self.terms + 4 * len(self.sizes) + 20)
+        rounding = size * 2.0**-52 * (2 * self.terms + 4 * len(self.sizes) + 8 * copies + 20)
         return rounding + float(np.abs(weights) @ self.blur) * (1 + 1e-9) + 1e-290
 
     def totals(self, choices: np.ndarray) -> np.ndarray:

@@ -155,7 +155,7 @@ def test_another_engine_reports_through_the_certificate(monkeypatch):
             p.product("flops", 3, other, width)
     p.budget("flops", 3 * 55)
     model = p.statement().model()
-    extended = extend(compact(model).model)
+    extended = extend(compact(model).model, lambda m: 0)
     assert extended is not None
     assert [order_of(view(m)).exact for m in (model, extended.model)] == [False, True]
     choices, bounds, engines = [], [], []

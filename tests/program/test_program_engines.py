@@ -14,7 +14,7 @@ from strategies_program import NUMBERS, SHAPES, Stopwatch, examples, nearby, spe
 
 from solvemut.errors import InfeasibleError
 from solvemut.program import Program
-from solvemut.solver import engines
+from solvemut.solver import elimination, engines
 from solvemut.solver.certificate import Request
 from solvemut.solver.clock import Clock
 from solvemut.solver.compact import compact
@@ -236,6 +236,30 @@ def test_split_buckets_still_bound_from_above(monkeypatch):
         assert (bound >= truth - 1e-12).all()
 
 
+@pytest.mark.parametrize("sums", [False, True], ids=["products", "sums"])
+def test_copies_that_agree_bound_lower_and_from_above(monkeypatch, sums):
+    """Copies of a variable are tables, or tied to others; no level comes to more than its bound."""
+    model = compact(network(6, 4, 0, dense=True).statement().model()).model
+    if sums:
+        extended = extend(model, lambda m: 0)
+        assert extended is not None
+        model = compact(extended.model).model
+    seen = view(model)
+    weights = seen.weights(np.full(len(seen.coordinates), 0.5))
+    whole = sweep(order_of(seen), weights)
+    monkeypatch.setattr("solvemut.solver.order.CELLS", 50)
+    monkeypatch.setattr("solvemut.solver.order.STREAMED", 0)
+    split = order_of(seen)
+    copies = [split.buckets[b] for _, made in split.steps if len(made) > 1 for b in made]
+    assert split.splits > 4 and any(b.ties for b in copies) == sums and not all(b.ties for b in copies)
+    agreed = sweep(split, weights)
+    monkeypatch.setattr(elimination, "_match", lambda found, made: None)
+    alone = sweep(split, weights)
+    assert whole.maximum - 1e-12 <= agreed.maximum < alone.maximum
+    for bound, truth in zip(agreed.max_marginals(), whole.max_marginals(), strict=True):
+        assert (bound >= truth - 1e-12).all()
+
+
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-50, 50)), min_size=1, max_size=9))
 def test_the_envelope_is_the_highest_line(lines):
     slopes, heights = np.array(lines, dtype=float).T
@@ -265,7 +289,7 @@ def test_a_dominated_row_has_a_better_one_that_stays(margin, rows):
 def test_running_sums_change_no_value_and_no_cost():
     p = network(7, 4, 1, dense=True)
     model = compact(p.statement().model()).model
-    found = extend(model)
+    found = extend(model, lambda m: 0)
     assert found is not None and len(found.model.domains) > len(model.domains)
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -107,7 +107,7 @@ def test_streaming_happens(monkeypatch):
 @pytest.mark.parametrize("seed", range(12))
 def test_priced_bound_of_a_dense_block_with_sums_is_valid_and_exact(seed, limit):
     model = dense_block(seed, layers=3, limit=limit)
-    extended = extend(model)
+    extended = extend(model, lambda m: 0)
     assert extended is not None
     found = order_of(view(compact(extended.model).model))
     assert found.exact and found.view.ties
