@@ -271,11 +271,10 @@ def ours(zoo: str, name: str) -> Callable[[Stages], None]:
         stage("apply", lambda: mut.apply(plan))
         after = stage("forward", lambda: count_flops(model, inputs))
         stage.row["share"] = after / before
-        if (mut.graph.flops.now, plan.costs["flops"].before) != (after, before):
-            raise ValueError(
-                f"counted {before} and {after} FLOPs, {plan.costs['flops'].before} and "
-                f"{mut.graph.flops.now} were foretold"
-            )
+        foretold = mut.graph.flops.now, plan.costs["flops"].before
+        unseen = foretold[1] - before  # by a counter that does not know an operation, such as a grouped product
+        if foretold != (after, before) and not (0 < foretold[0] - after < unseen):
+            raise ValueError(f"counted {before} and {after} FLOPs, {foretold[1]} and {foretold[0]} were foretold")
         stage.row |= stage("outputs", lambda: compare(model, original, plan.indices, inputs))
 
     return side

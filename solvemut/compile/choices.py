@@ -56,9 +56,9 @@ class Choices:
     def __init__(self, coupling: Coupling, question: Question, worth: Worth, frozen: np.ndarray) -> None:
         self.coupling, self.question, self.worth, self.frozen = coupling, question, worth, frozen
         self.relations = [r for r in question.requests if isinstance(r, Relation)]
-        asked = [r for r in question.requests if isinstance(r, Multiple)]
-        self.multiples = [(r.size, r.divisor, r.remainder, str(r)) for r in asked]
-        self.multiples += [_divides(d) for d in coupling.divides]
+        asked = [(r.size, r.divisor, r.remainder, str(r)) for r in question.requests if isinstance(r, Multiple)]
+        needed = [_divides(d) for d in coupling.divides]
+        self.multiples = [*asked, *needed]
         self.equations = [_equation(link) for link in coupling.links]
         self.partition = Partition(coupling, frozen, self._features(), question.slots)
         self.equations += self.partition.ties
@@ -66,6 +66,7 @@ class Choices:
         self.floors: list[tuple[list[tuple[Extent, int]], str]] = []
         self.choices = [Choice([b], np.arange(len(b.levels))[:, None]) for b in self.partition.blocks]
         self.choice_of = {id(b): k for k, b in enumerate(self.partition.blocks)}
+        self.multiples = [*asked, *(m for m in needed if not self._divided(*m))]
         self._round()
         self._never_empty()
         self._join_choices()
@@ -189,6 +190,16 @@ class Choices:
         """Drop levels of a choice unless none would be left."""
         if mask.any():
             self.choices[k].keep(mask)
+
+    def _divided(self, size: Affine, divisor: int, remainder: int, name: str) -> bool:
+        """Take a remainder that a size must have into the choice that makes the size, if one does, and can."""
+        constant, vectors = self.linear([(e, c) for e, c, _ in size.terms])
+        if len(vectors) != 1:
+            return False
+        ((k, v),) = vectors.items()
+        fits = np.array((v + (constant + size.constant - remainder)) % divisor == 0, dtype=bool)
+        self._filter(k, fits)
+        return bool(fits.any())
 
     def _round(self) -> None:
         """`round_to` asks a multiple of every size that a layer makes, where there is one that fits."""

@@ -184,7 +184,8 @@ class Statement:
         start, stop = -((remainder - low) // divisor), (high - remainder) // divisor
         if stop < start:
             start = stop = (low - remainder) // divisor
-        t = self.program.width(f"({name}) quotient", range(int(start), int(stop) + 1))
+        t = self.program.width(f"({name}) quotient ({self._numbers})", range(int(start), int(stop) + 1))
+        self._numbers += 1
         resource = self._resource(name, constant - remainder, vectors)
         self.program.cost(resource, np.array([-divisor * x for x in t.levels], dtype=object), t)
         self.program.budget(resource, 0, lower=0)

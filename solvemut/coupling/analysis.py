@@ -75,6 +75,11 @@ class Analysis:
             Link(((f.labels.reshape(-1), 1),), f.least, f.node, f.why, f.labels.size - f.least)
             for f in self.facts.floors
         ]
+        self.divides += [
+            Divides(((m.labels, 1),), 0, m.divisor, 0, _reason(m.why, m.node))
+            for m in self.facts.multiples
+            if not frozen[unit_of[m.labels]].all()
+        ]
         links += self._interleaved(rows, links, unit_of)
         links = [x for x in links if not trivial(x, unit_of)]
         return unit_of, frozen, reasons, links, rows, uses

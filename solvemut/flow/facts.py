@@ -92,6 +92,16 @@ class Floor:
 
 
 @dataclass(frozen=True, eq=False)
+class Multiple:
+    """Of these labels a multiple of `divisor` stays."""
+
+    labels: np.ndarray
+    divisor: int
+    node: Node
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
 class Sum:
     """Units of a weight along which a node sums products; `value` is the weight, "" where it meets another weight."""
 
@@ -130,6 +140,7 @@ class Facts:
     works: list[Work] = field(default_factory=list)
     nonempty: list[np.ndarray] = field(default_factory=list)  # of each at least one unit stays
     floors: list[Floor] = field(default_factory=list)
+    multiples: list[Multiple] = field(default_factory=list)
     summed: list[Sum] = field(default_factory=list)
     mixed: list[Freeze] = field(default_factory=list)  # units of two activations along which their product is summed
     held: list[Held] = field(default_factory=list)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..trace import Node, Ref, Size, Trace
-from .facts import Equal, Extent, Facts, Floor, Freeze, Held, Literal, Merge, Path, Rectangle, Sum, Work
+from .facts import Equal, Extent, Facts, Floor, Freeze, Held, Literal, Merge, Multiple, Path, Rectangle, Sum, Work
 from .labels import Factor, Labels, prod, simplify, view_groups
 
 Output = Labels | list[Labels]
@@ -181,6 +181,11 @@ class Flow:
         """Of each part equally many units must stay."""
         if any(p.any() for p in parts):
             self.facts.equals.append(Equal(tuple(parts), self.node, why))
+
+    def multiple(self, labels: np.ndarray | None, divisor: int, why: str) -> None:
+        """Of these labels a multiple of the divisor must stay."""
+        if labels is not None and labels.any() and divisor > 1:
+            self.facts.multiples.append(Multiple(labels.reshape(-1), divisor, self.node, why))
 
     def rectangle(self, labels: np.ndarray, paths: Sequence[Path | None]) -> None:
         """These labels stand over several dims of one dense tensor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -228,4 +229,7 @@ def _grouped_mm(flow: Flow, node: Node) -> Output:
     if (a.ndim, b.ndim) != (2, 3):
         return unknown(flow, node)
     flow.freeze_dims(b, [0], f"{node.op} picks the matrix of an expert by its number")
+    for y, dim in ((a, 1), (b, 1), (b, 2)):  # 8 of two bytes; as many as there are now of larger ones do, too
+        if (f := y.factor(dim)) is not None and len(f.dims) == 1:
+            flow.multiple(f.labels, gcd(y.shape[dim], 8), f"{node.op} takes rows of 16 bytes")
     return contract(flow, [a, b.take(0, 0)], ["si", "io"], "so", node.shape, [x, w])

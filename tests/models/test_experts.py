@@ -19,13 +19,13 @@ X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_se
 class Experts(nn.Module):
     """Each token goes to `top_k` experts; gate and up projection are one tensor, one after the other or in turn."""
 
-    def __init__(self, how: str, in_turn: bool, experts: int = 4, width: int = 16) -> None:
+    def __init__(self, how: str, in_turn: bool, experts: int = 4, width: int = 32) -> None:
         super().__init__()
         self.how, self.in_turn, self.experts, self.top_k = how, in_turn, experts, 2
-        self.a, self.router, self.o = nn.Linear(6, 8), nn.Linear(8, experts), nn.Linear(8, 3)
-        self.gate_up = nn.Parameter(torch.randn(experts, 2 * width, 8))
+        self.a, self.router, self.o = nn.Linear(6, 16), nn.Linear(16, experts), nn.Linear(16, 3)
+        self.gate_up = nn.Parameter(torch.randn(experts, 2 * width, 16))
         self.bias = nn.Parameter(torch.randn(experts, 2 * width))
-        self.down = nn.Parameter(torch.randn(experts, 8, width))
+        self.down = nn.Parameter(torch.randn(experts, 16, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.a(x)
@@ -61,10 +61,12 @@ def test_the_width_inside_experts_is_one_coupled_group_for_all_of_them(how, in_t
     mut = sm.Mutator(model, X)
     wide = next(g for g in mut.graph.groups if ("down", 2) in g.dims)
     assert {("gate_up", 1), ("bias", 1)} <= set(wide.dims)
-    assert wide.units == 16
+    assert wide.units == 32
     plan = mut.prune(params=0.5, values=sm.values.random(1))
-    assert plan.shapes["down"][1][0] == 4 and plan.shapes["down"][1][2] < 16
+    assert plan.shapes["down"][1][0] == 4 and plan.shapes["down"][1][2] < 32
     assert plan.shapes["gate_up"][1][1] == 2 * plan.shapes["down"][1][2]
+    if how == "grouped":  # its kernels take rows of 16 bytes
+        assert plan.shapes["down"][1][2] % 8 == plan.shapes["down"][1][1] % 8 == 0
     assert_same(outputs(model, (X,)), outputs(masked(original, plan), (X,)))
 
 
