@@ -126,7 +126,8 @@ def _over_divisor(row: Row, tables: dict[Key, np.ndarray], products: list[Produc
     numbers = [np.array([one * two], dtype=object) for one, two in zip(firsts, seconds, strict=True)]
     divisor = common_divisor([*tables.values(), *numbers]) or 1
     if divisor > 1:
-        tables = {key: table // divisor for key, table in tables.items()}
+        wide = divisor >= 1 << 62  # 64 bits do not hold it, and all tables are 0
+        tables = {key: (table.astype(object) if wide else table) // divisor for key, table in tables.items()}
         products = [
             Product(
                 p.scope, p.when, p.first.astype(object) // one, p.second.astype(object) // two * (one * two // divisor)

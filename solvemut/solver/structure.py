@@ -208,7 +208,7 @@ def nearly(table: np.ndarray) -> Nearly | None:
 
     >>> made = np.multiply.outer(np.arange(1, 9), np.arange(1, 7)) * 0.1
     >>> found = nearly(made)
-    >>> bool(np.abs(np.multiply.outer(found.left, found.right) - made).max() <= found.error < 1e-15)
+    >>> bool(np.abs(np.multiply.outer(found.left, found.right) - made).max() <= found.error < 1e-13)
     True
     """
     with np.errstate(over="ignore", invalid="ignore"):

@@ -416,8 +416,8 @@ FLOPs  params  op  where  layers  which  reason
 0.0 %   3.1 %                  1  d      model output
 """
 PROGRAM = """
-maximize [9, 14, 16, 18, 19, 20](b.out) + [4, 7, 9, 10](a.out)
-cost params <= 40 <= 40: [10, 20, 30, 40](a.out) + [1, 2, 3, 4, 5, 6](b.out) + product(b.out, a.out) + 3
-b.out in {1, 2, 3, 4, 5, 6}
+maximize [4, 7, 9, 10](a.out) + [9, 14, 16, 18, 19, 20](b.out)
+cost params <= 40 <= 40: [10, 20, 30, 40](a.out) + [1, 2, 3, 4, 5, 6](b.out) + product(a.out, b.out) + 3
 a.out in {1, 2, 3, 4}
+b.out in {1, 2, 3, 4, 5, 6}
 """

@@ -28,7 +28,7 @@ from oracle_program import (
 from strategies_program import NUMBERS, SHAPES, examples, specs
 
 from solvemut.errors import InfeasibleError
-from solvemut.program import Program
+from solvemut.program import Program, RankOne
 
 
 def solve_against_brute_force(spec: Spec) -> None:
@@ -174,3 +174,16 @@ def test_a_width_of_very_many_levels():
     p.budget("x", 70_000)
     solution = p.solve()
     assert (solution[a], solution[b], solution.objective) == (23_333, 3, 369_999)
+
+
+def test_a_table_of_zeros_beside_factors_beyond_64_bits():
+    p = Program()
+    a, b, c = p.width("a", range(4)), p.width("b", [0]), p.width("c", [0, 1])
+    p.value([[0.0]] * 4, a, b)
+    p.value([[0.0, 0.0]], b, c)
+    p.cost("r", RankOne([0.0, 0.0, 0.0, 1.8424376604240287], [1.036993787253011]), a, b)
+    p.cost("r", [0.0], b)
+    p.cost("r", [0.0, 0.0], c)
+    p.budget("r", 0)
+    solution = p.solve()
+    assert solution.objective == 0 and solution[a] < 3
