@@ -6,7 +6,7 @@ valued by the default, compiled, solved to a gap of 1e-3 and drawn up; a plan of
 * capture: `sm.capture`, train mode included
 * values, compile, solve: what `problem.solve` does first, each on its own
 * plan: all of `problem.solve` less these three: drawing up the plan and recounting it on the changed graph
-* verify: what applying with the default `verify=` takes beyond applying with none
+* verify: what applying with the default `verify=` takes beyond applying with none; this and compile are medians of five
 * MiB: peak resident memory of the process, torch and OR-Tools included
 
 `--fit` measures a sequence of models of twice the size each, and prints for every phase the power of the number of
@@ -22,6 +22,7 @@ import argparse
 import copy
 import json
 import math
+import statistics
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ import solvemut as sm
 
 PHASES = ("capture", "values", "compile", "solve", "plan", "verify")
 GAP, FIT = 1e-3, (4, 8, 16, 32, 64)
+OFTEN, LONG = 5, 3.0  # medians of so many, but for what takes longer than these seconds
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -153,24 +155,27 @@ def measured(case: Case) -> dict[str, Any]:
     model, x = case.build()
     seconds: dict[str, float] = {}
 
-    def timed(name: str, f: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        found = f()
-        seconds[name] = time.perf_counter() - start
+    def timed(name: str, f: Callable[[], Any], often: int = 1) -> Any:
+        taken: list[float] = []
+        while len(taken) < often and sum(taken) < LONG:
+            start = time.perf_counter()
+            found = f()
+            taken.append(time.perf_counter() - start)
+        seconds[name] = statistics.median(taken)
         return found
 
     graph = timed("capture", lambda: sm.capture(model, x))
     problem, cost = sm.Problem(graph), graph.costs[case.cost]
     problem.add(cost <= cost.now // 2)
-    compiled = timed("compile", lambda: problem._compiled(timed("values", lambda: problem.worth)))
-    seconds["compile"] -= seconds["values"]
+    worth = timed("values", lambda: problem.worth)
+    compiled = timed("compile", lambda: problem._compiled(worth), often=OFTEN)
     timed("solve", lambda: compiled.program.solve(gap=GAP))
     plan = timed("plan", lambda: problem.solve(gap=GAP, progress=False))
     seconds["plan"] = max(0.0, seconds["plan"] - sum(seconds[p] for p in ("values", "compile", "solve")))
     if not any(p.is_meta for p in model.parameters()):
-        one, other = copy.deepcopy(model), copy.deepcopy(model)
-        timed("nothing", lambda: plan.apply(one, verify=None))
-        timed("verify", lambda: plan.apply(other))
+        copies = [copy.deepcopy(model) for _ in range(2 * OFTEN)]
+        timed("nothing", lambda: plan.apply(copies.pop(), verify=None), often=OFTEN)
+        timed("verify", lambda: plan.apply(copies.pop()), often=OFTEN)
         seconds["verify"] = max(0.0, seconds["verify"] - seconds.pop("nothing"))
     dims = len(graph.coupling.sources)
     return {"case": case.name, "dims": dims, "seconds": seconds, "mib": memory_mib(), "gap": plan.gap}
