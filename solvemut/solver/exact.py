@@ -241,3 +241,24 @@ def common_divisor(tables: Iterable[np.ndarray]) -> int:
         if divisor == 1:
             return 1
     return divisor
+
+
+def primitive(vector: np.ndarray, shift: bool = False) -> tuple[tuple[int, ...], Fraction]:
+    """A vector (with ``shift`` less its first entry) as integers without a common divisor, and the factor to it.
+
+    The first integer that is not 0 is positive; where all are 0, so is the factor.
+
+    >>> primitive(array([0.5, -1.0])), primitive(array([3, 5]), shift=True)
+    (((1, -2), Fraction(1, 2)), ((0, 1), Fraction(2, 1)))
+    """
+    scale = denominator(vector)
+    whole = integers(vector, scale)
+    if shift:
+        whole = whole - whole[0] if max_abs(whole) < 2**62 else whole.astype(object) - int(whole[0])
+    divisor = common_divisor([whole])
+    if not divisor:
+        return tuple(0 for _ in whole), Fraction(0)
+    ints = [x // divisor for x in whole.tolist()]
+    if next(x for x in ints if x) < 0:
+        ints, divisor = [-x for x in ints], -divisor
+    return tuple(ints), Fraction(divisor, scale)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .exact import Number, RankOne, array, common_divisor, denominator, entry, integers, max_abs
+from .exact import Number, RankOne, array, entry, max_abs, primitive
 from .model import Model, Row, Term
 from .structure import SAFE, in_64_bits
 
@@ -130,24 +130,9 @@ def _plus(vector: np.ndarray, other: np.ndarray, times: Number) -> np.ndarray:
 
 def _ratio(vector: np.ndarray, other: np.ndarray) -> Number | None:
     """``vector / other``, where that is one number."""
-    one, left = _primitive(vector)
-    two, right = _primitive(other)
+    one, left = primitive(vector)
+    two, right = primitive(other)
     return left / right if one == two and right else None
-
-
-def _primitive(vector: np.ndarray, shift: bool = False) -> tuple[tuple[int, ...], Fraction]:
-    """A vector (less its first entry) as primitive integers, the first that is not 0 positive; and the factor."""
-    scale = denominator(vector)
-    whole = integers(vector, scale)
-    if shift:
-        whole = whole - whole[0] if max_abs(whole) < SAFE else whole.astype(object) - int(whole[0])
-    divisor = common_divisor([whole])
-    if not divisor:
-        return tuple(0 for _ in whole), Fraction(0)
-    ints = [x // divisor for x in whole.tolist()]
-    if next(x for x in ints if x) < 0:
-        ints, divisor = [-x for x in ints], -divisor
-    return tuple(ints), Fraction(divisor, scale)
 
 
 class _Anchors:
@@ -164,7 +149,7 @@ class _Anchors:
         assert isinstance(term.table, RankOne)
         factors, vectors = [term.table.first, term.table.second], []
         for axis in (0, 1):
-            key, times = _primitive(factors[axis])
+            key, times = primitive(factors[axis])
             anchor = self._known.get((term.scope[axis], key))
             if anchor is None or not times:
                 continue
@@ -184,7 +169,7 @@ class _Anchors:
         for term in self.products:
             assert isinstance(term.table, RankOne)
             for v, factor in zip(term.scope, (term.table.first, term.table.second), strict=True):
-                key, unit = _primitive(factor, shift=True)
+                key, unit = primitive(factor, shift=True)
                 if unit:
                     found.setdefault((v, key), (factor, unit))
         return found

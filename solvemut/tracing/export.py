@@ -198,7 +198,7 @@ def real_run(model: nn.Module, example: Example) -> list[tuple[int, ...]]:
 
     Raises SolvemutError if it does not run, as on the meta device.
     """
-    with quiet_run(model, example.training), torch.no_grad():
+    with quiet_run(model, example.training):
         args, kwargs = closed(example.inputs(model))
         try:
             out = opened(getattr(model, example.method)(*args, **kwargs))

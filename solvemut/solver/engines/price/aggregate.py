@@ -17,7 +17,7 @@ from math import gcd, lcm
 
 import numpy as np
 
-from ...exact import RankOne, array, common_divisor, denominator, integers
+from ...exact import RankOne, array, primitive
 from ...model import Choice, Model, Row, Term
 
 MOST_SUMS = 3000  # levels of a running sum
@@ -108,24 +108,13 @@ def _one_by_one(model: Model, families: Sequence[list[Reader]], splits: Callable
     return found
 
 
-def _primitive(vector: np.ndarray) -> tuple[tuple[int, ...], Fraction]:
-    """A vector as primitive integers (first nonzero positive) times a fraction."""
-    scale = denominator(vector)
-    whole = integers(vector, scale)
-    divisor = common_divisor([whole]) or 1
-    ints = [int(x) // divisor for x in whole]
-    if next((x for x in ints if x), 1) < 0:
-        ints, divisor = [-x for x in ints], -divisor
-    return tuple(ints), Fraction(divisor, scale)
-
-
 def _pairs(model: Model) -> Pairs:
     """The products of each pair of widths, in both directions, that have one factor on either side in all rows."""
     pairs: dict[tuple[int, int], list[tuple[TermKey, tuple[int, ...], tuple[int, ...], Fraction]]] = defaultdict(list)
     for r, row in enumerate((model.objective, *model.rows)):
         for t, term in enumerate(row.terms):
             if isinstance(term.table, RankOne) and term.when is None:
-                (a, b), (f, fs), (g, gs) = term.scope, _primitive(term.table.first), _primitive(term.table.second)
+                (a, b), (f, fs), (g, gs) = term.scope, primitive(term.table.first), primitive(term.table.second)
                 pairs[a, b].append(((r, t), f, g, fs * gs))
                 pairs[b, a].append(((r, t), g, f, fs * gs))
     found: Pairs = {}
