@@ -28,7 +28,7 @@ from .resizing import Resizing
 from .select import problem_of
 from .stages import Stages, step_of, take_over
 from .surgery import Operation, Settling, connect, disconnect, insert, perform, remove
-from .tracing import MODES, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
+from .tracing import MODES, Observer, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
 from .values import Tracker, Values
 
 
@@ -67,7 +67,7 @@ def capture(
     examples = examples_of(args, kwargs, methods)
     check_methods(model, examples)
     trace, examples = trace_examples(model, examples, check_modes(modes))
-    graph = Graph(trace, couple(trace), to_text(examples), model, tuple(examples), seen(model, trace))
+    graph = Graph(trace, couple(trace), to_text(examples), model, tuple(examples), seen(model, trace), Observer())
     missing = graph.coupling.facts.unsupported
     if missing:
         what = ", ".join(sorted({n.op for n in missing}))
@@ -174,6 +174,8 @@ class Mutator:
         flops: float | None = None,
         params: float | None = None,
         memory: float | None = None,
+        training_memory: float | None = None,
+        weight_bytes: float | None = None,
         latency: Any = None,
         values: Values = None,
         round_to: int | None = None,
@@ -195,13 +197,14 @@ class Mutator:
     ) -> Plan:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
-        Budgets: a number in (0, 1] is a fraction of the present, a larger one absolute. `constraints` may be a list of
-        requests, or a function from the graph to such a list. `grow` lets layers get new units where that is worth
-        more than what it costs (see `Problem.grow`); outputs stay as they were where nothing goes. `init` says what new
-        units hold: "split" makes them copies of old ones (see `resize`), and so does grow="split", which lets as many
-        come as there are; a function draws them (see `Plan.apply`). Ctrl-C during the solve changes nothing: it raises
-        KeyboardInterrupt, or with on_interrupt="return" hands back the best plan found by then, not applied, its status
-        "interrupted".
+        Budgets hold together: a number in (0, 1] is a fraction of the present, a larger one absolute. `memory` is the
+        peak of a forward, `training_memory` what a training step keeps, `weight_bytes` the size of the state dict, all
+        in bytes (see `Graph.memory`). `constraints` may be a list of requests, or a function from the graph to one.
+        `grow` lets layers get new units where that is worth more than what it costs (see `Problem.grow`); outputs stay
+        as they were where nothing goes. `init` says what new units hold: "split" makes them copies of old ones (see
+        `resize`), and so does grow="split", which lets as many come as there are; a function draws them (see
+        `Plan.apply`). Ctrl-C during the solve changes nothing: it raises KeyboardInterrupt, or with
+        on_interrupt="return" hands back the best plan found by then, not applied, its status "interrupted".
 
         `repair` is one of `solvemut.repair`: what stays is fitted to what the model did before. With `rounds` the
         budgets are met in geometric steps, the values found anew on the repaired model in between; with `refine` that
@@ -209,8 +212,8 @@ class Mutator:
         correct the values, and the plan that measures best is taken; the uniform plan is always among them. The plan is
         still one, for the model as it was.
         """
-        if memory is not None or latency is not None:
-            raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
+        if latency is not None:
+            raise RequestError("budgets on latency are not available in this version; give flops, params or memory")
         if on_infeasible != "raise":
             raise RequestError(
                 f"on_infeasible={shown(on_infeasible)} is not available for prune; it raises with the conflict"
@@ -219,7 +222,8 @@ class Mutator:
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
         check_fresh(self.graph)
-        limits = {"flops": flops, "params": params}
+        limits = {"flops": flops, "params": params, "memory": memory}
+        limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
 
         def ask(graph: Graph, part: float) -> Problem:
             problem = problem_of(graph, values, round_to=round_to, keep=keep, constraints=constraints)
@@ -229,7 +233,7 @@ class Mutator:
                 problem.grow(grow)
             for name, limit in limits.items():
                 if limit is not None:
-                    problem.add(step_of(budget_of(self.graph.costs[name], limit), graph.costs[name], part))
+                    problem.add(step_of(budget_of(getattr(self.graph, name), limit), getattr(graph, name), part))
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)

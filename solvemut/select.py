@@ -18,7 +18,7 @@ from .arguments import names
 from .compile import Curve, Worth
 from .errors import InfeasibleError
 from .graph import Graph
-from .plan import kept_units
+from .plan import PlanCost, kept_units
 from .problem import Problem
 from .requests import Budget, asked, budget_of
 from .values import Values, kinds, ranked
@@ -34,6 +34,9 @@ def problem_of(
     round_to: int | None = None,
     keep: str | Iterable[str] | None = None,
     constraints: Any = None,
+    memory: float | None = None,
+    training_memory: float | None = None,
+    weight_bytes: float | None = None,
 ) -> Problem:
     """The problem that a request of `prune` states."""
     problem = Problem(graph)
@@ -41,9 +44,11 @@ def problem_of(
     problem.round_to(round_to)
     problem.keep(*names(keep, "keep"))
     problem.add(asked(constraints, graph))
-    for cost, limit in ((graph.flops, flops), (graph.params, params)):
+    limits = {"flops": flops, "params": params, "memory": memory}
+    limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
+    for name, limit in limits.items():
         if limit is not None:
-            problem.add(budget_of(cost, limit))
+            problem.add(budget_of(getattr(graph, name), limit))
     return problem
 
 
@@ -148,7 +153,9 @@ def _largest(
         )
     rule.maximize(at(found))
     plan = rule.solve(*how)
-    return certified(plan, problem.objective_of(kept_units(graph, plan)), best)
+    kept = kept_units(graph, plan)
+    told = {c.name: PlanCost(c.now, c.count(graph.coupling, kept)) for c in (b.cost for b in limits)}
+    return certified(replace(plan, costs={**told, **plan.costs}), problem.objective_of(kept), best)
 
 
 def certified(plan: Plan, objective: float, best: Plan) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -14,14 +14,15 @@ from typing import Any, overload
 
 import numpy as np
 
+from .. import costs
 from ..arguments import near, shown
 from ..costs import COSTS
 from ..coupling import Coupling, Group
 from ..errors import PositionError, RequestError
 from ..flow import FIXED, Extent, Labels
 from ..report import one_line
-from ..requests import Affine, Cost
-from ..trace import Node, Trace, layer_of
+from ..requests import Affine, Cost, Peak
+from ..trace import Footprint, Node, Trace, layer_of
 from . import queries, text
 from .features import Features, Makers, feature_dim
 from .frozen import Frozen, frozen
@@ -76,6 +77,7 @@ class Graph:
     model: Any = field(default=None, repr=False)  # the module that was captured; values are evaluated on it
     examples: tuple[Any, ...] = field(default=(), repr=False)  # the calls it was captured by, as `example` has them
     seen: Any = field(default=None, repr=False)  # the trace that the model was last held against, and its modules then
+    observe: Callable[..., Footprint] | None = field(default=None, repr=False)  # what a model holds in memory, and when
     _cache: dict[str, Vertex] = field(default_factory=dict, init=False, repr=False)  # of one model: not for a copy
 
     @cached_property
@@ -303,7 +305,7 @@ class Graph:
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
-        """Every registered cost by name."""
+        """Every registered cost by name: those that need nothing but the coupling."""
         return {name: f(self.coupling) for name, f in COSTS.items()}
 
     @property
@@ -319,6 +321,62 @@ class Graph:
         torch.nn.attention.sdpa_kernel(SDPBackend.MATH) it does, and agrees.
         """
         return self.costs["flops"]
+
+    @cached_property
+    def memory(self) -> Peak:
+        """Peak bytes of a forward on the example inputs, without the weights, at their present dtypes.
+
+        Inputs, outputs and all that Python holds between, at the worst moment between two operations; what a kernel
+        needs for itself and how an allocator rounds is not in it. Raises RequestError where it cannot be observed.
+
+        >>> import torch, solvemut as sm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(10, 50), torch.nn.ReLU(), torch.nn.Linear(50, 2))
+        >>> graph = sm.capture(model, torch.ones(1, 10))
+        >>> graph.memory.now, graph.weight_bytes.now  # 10 in, 50 and 50 between; 652 weights
+        (440, 2608)
+        >>> plan = sm.prune(model, torch.ones(1, 10), memory=0.5)
+        >>> plan.sizes["0"], plan.costs["memory"].after
+        ((50, 22), 216)
+        """
+        return costs.memory(self.coupling, self._footprint)
+
+    @cached_property
+    def weight_bytes(self) -> Cost:
+        """Bytes of parameters and buffers, as a state dict has them: about the size of the file."""
+        return costs.weight_bytes(
+            self.coupling, self._itemsizes(self._model("weight_bytes").state_dict(keep_vars=True))
+        )
+
+    @cached_property
+    def training_memory(self) -> Cost:
+        """Bytes that a training step on the example inputs keeps until it is done, with Adam.
+
+        What autograd keeps of the forward in train mode, the gradients, and two states for each parameter.
+        """
+        return self.training_memory_with(2)
+
+    def training_memory_with(self, states: int) -> Cost:
+        """`training_memory`, with an optimizer that has so many states per parameter; 0 for plain SGD."""
+        trained = {k: p for k, p in self._model("training_memory").named_parameters() if p.requires_grad}
+        return costs.training_memory(self.coupling, self._footprint, self._itemsizes(trained), states)
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        model = self._model("memory")
+        if self.observe is None or not self.examples:
+            raise RequestError("memory: this graph has no example inputs to run the model on; capture the model again")
+        return self.observe(model, self.examples, self.trace)
+
+    def _model(self, what: str) -> Any:
+        if self.model is None:
+            raise RequestError(f"{what}: this graph has no model whose tensors tell their dtypes; capture the model")
+        return self.model
+
+    @staticmethod
+    def _itemsizes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """By name the bytes of an element, and how many elements."""
+        found = {k: t for k, t in tensors.items() if hasattr(t, "element_size")}
+        return {k: (int(t.element_size()), int(t.numel())) for k, t in found.items()}
 
     # -- groups, frozen, printing --------------------------------------------------------------------------------------
 

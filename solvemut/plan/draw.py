@@ -24,7 +24,7 @@ def redrawn(
     """The graph of the changed model, and the parts of a plan that lead to it; arguments are those of `replayed`."""
     changed = replayed(graph.coupling, times, before, sources)
     trace = changed.trace
-    after = Graph(trace, couple(trace), graph.example, graph.model, graph.examples, graph.seen)
+    after = Graph(trace, couple(trace), graph.example, graph.model, graph.examples, graph.seen, graph.observe)
     return after, _parts(graph, changed, times)
 
 

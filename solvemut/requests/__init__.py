@@ -1,6 +1,6 @@
 """Requests: what a user may ask of sizes and costs."""
 
-from .budgets import Budget, Cost, Monomial, Switch, Table, budget_of
+from .budgets import Budget, Cost, Monomial, Peak, Switch, Table, budget_of
 from .request import Request, asked, flat, owners
 from .sizes import Affine, Multiple, Relation
 from .wishes import Wish, between, exactly, ratio, relaxed, wish_of
@@ -11,6 +11,7 @@ __all__ = [
     "Cost",
     "Monomial",
     "Multiple",
+    "Peak",
     "Relation",
     "Request",
     "Switch",

@@ -114,12 +114,42 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
+class Peak(Cost):
+    """The largest of several sums, such as the memory in use over the moments of a forward."""
+
+    monomials: tuple[Monomial | Table, ...] = ()
+    owner: Any = None
+    moments: tuple[Cost, ...] = ()
+
+    @property
+    def now(self) -> int:
+        return max((m.now for m in self.moments), default=0)
+
+    def count(self, coupling: Any, kept: np.ndarray, on: Mapping[str, bool] | None = None) -> int:
+        return max((m.count(coupling, kept, on) for m in self.moments), default=0)
+
+    def check(self, labels: np.ndarray) -> None:
+        for m in self.moments:
+            m.check(labels)
+
+    def __ge__(self, limit: Any) -> Budget:
+        raise RequestError(f"{self.name} >= {shown(limit)}: of a maximum only an upper limit can be asked for")
+
+
+@dataclass(frozen=True, eq=False)
 class Budget:
     """cost <= limit, or >= it."""
 
     cost: Cost
     limit: Fraction
     sense: str = "<="
+
+    @property
+    def sums(self) -> list[Budget]:
+        """The budgets on sums that say the same: of a maximum one for each moment."""
+        if not isinstance(self.cost, Peak):
+            return [self]
+        return [Budget(m, self.limit, self.sense) for m in self.cost.moments]
 
     def __bool__(self) -> bool:
         raise RequestError(f"'{self}' is a request, not a truth value")

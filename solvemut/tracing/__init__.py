@@ -2,6 +2,7 @@
 
 from .examples import MODES, Example, check_methods, check_modes, examples_of, from_text, to_text
 from .export import calls_agree, fake_run, real_run, trace_example, trace_examples, trace_module
+from .footprint import Observer
 from .modules import like, repeats
 from .parts import node_name, parts_agree, read_by, seen
 from .recording import python_functions_open
@@ -11,6 +12,7 @@ from .wrappers import forget_compiled, is_compiled, unwrapped
 __all__ = [
     "MODES",
     "Example",
+    "Observer",
     "calls_agree",
     "check_methods",
     "check_modes",

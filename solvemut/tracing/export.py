@@ -162,16 +162,23 @@ def _export(model: nn.Module, example: Example, tracked: bool) -> tuple[Any, Rec
 # -- a run on fake tensors ---------------------------------------------------------------------------------------------
 
 
-def fake_run(model: nn.Module, example: Example, recorder: Recorder | None = None) -> list[tuple[int, ...]]:
+def fake_run(
+    model: nn.Module, example: Example, recorder: Recorder | None = None, gradients: bool = False
+) -> list[tuple[int, ...]]:
     """Run a call once on fake tensors, as an export would; returns the shapes of its outputs.
 
-    Raises SolvemutError if it does not run.
+    With `gradients` as a training step would run it. Raises SolvemutError if it does not run.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_run(model, example.training))
         mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied tensor once
         fake = {k: _fake(t, mode) for k, t in tensors.items()}
+        if gradients:
+            stack.enter_context(torch.enable_grad())
+            model.train()  # what quiet_run puts back
+            for k, t in fake.items():
+                t.requires_grad_(tensors[k].requires_grad)
         stack.enter_context(mode)
         args, kwargs = example.inputs(model)
         stack.enter_context(python_functions_open())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class Recorder(TorchFunctionMode):
             self._running = True
             try:
                 self._begin(model, *given)
-                watch = contextlib.nullcontext() if self.tracked else _Unexplained(self)
+                watch = contextlib.nullcontext() if self.tracked else self.watch()
                 with noting(self.noted), self, watch:
                     out = opened(original(*args, **kwargs))
                 self._end(out)
@@ -100,6 +100,10 @@ class Recorder(TorchFunctionMode):
 
         model.__dict__["forward"] = forward
         yield
+
+    def watch(self) -> contextlib.AbstractContextManager[Any]:
+        """What looks at the operations that calls consist of."""
+        return _Unexplained(self)
 
     def _begin(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Names for the tensors that are there before the first call."""
@@ -138,8 +142,12 @@ class Recorder(TorchFunctionMode):
         if known is None:
             self._count += 1
             known = self._names[id(x)] = name or f"%{self._count}"
-            self._alive.append(x)
+            self._hold(x)
         return known
+
+    def _hold(self, x: torch.Tensor) -> None:
+        """See that an id stays that of its tensor."""
+        self._alive.append(x)
 
     # -- one call --------------------------------------------------------------------------------------------------
 
@@ -172,11 +180,12 @@ class Recorder(TorchFunctionMode):
             self._write(tracer, last, args, kwargs)
             self._last = tracer.graph._root._prev
         leaves = [out] if isinstance(out, torch.Tensor) else _tensors(out)
-        if _title(func) in _MAY_RETURN_ITS_INPUT and args and isinstance(args[0], torch.Tensor):
-            self._names.setdefault(id(out), self._name(args[0]))
-            self._alive.append(out)
+        passed = _title(func) in _MAY_RETURN_ITS_INPUT and args and isinstance(args[0], torch.Tensor)
+        if passed and id(out) not in self._names:
+            self._names[id(out)] = self._name(args[0])
+            self._hold(out)
         if leaves or (out is None and func is not torch._assert):
-            self.calls.append(Call(_title(func), said, tuple(self._made(x, tracer) for x in leaves)))
+            self.calls.append(Call(_title(func), said, self._results(leaves, tracer)))
         return out
 
     def _said(self, a: Any) -> Any:
@@ -201,6 +210,9 @@ class Recorder(TorchFunctionMode):
         if not isinstance(a, (torch.dtype, torch.layout, torch.memory_format)):
             self.opaque = True
         return str(a)
+
+    def _results(self, leaves: Sequence[torch.Tensor], tracer: Any) -> tuple[Any, ...]:
+        return tuple(self._made(x, tracer) for x in leaves)
 
     def _made(self, x: torch.Tensor, tracer: Any) -> Any:
         """A tensor that a call returned: its shape, or the node that tells it."""

@@ -98,7 +98,8 @@ def _norm_moments(model: nn.Module, graph: Graph) -> np.ndarray:
             if w is None or w.is_meta or (value, 0) not in coupling.sources:
                 continue
             units = coupling.units(coupling.sources[value, 0]).reshape(-1)
-            np.add.at(found, units, wide(w.detach()).square().cpu().numpy().reshape(-1))
+            square = wide(w.detach()).square().cpu().numpy().reshape(len(units), -1)  # of a norm over pixels, too
+            np.add.at(found, units, square.mean(axis=1))
             normed[units] = True
     return np.where(normed, found, 1.0)
 
