@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import wraps
 from itertools import count
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -22,8 +23,9 @@ from .interrupts import deferred
 from .kernels import kernel_plan
 from .lazy import Pending, lazily
 from .problem import Problem, check_fresh
+from .relax import relaxed
 from .report import one_line, short
-from .requests import asked, budget_of
+from .requests import Budget, asked, budget_of
 from .resizing import Resizing
 from .select import problem_of
 from .stages import Stages, step_of, take_over
@@ -120,6 +122,21 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_order(prune: Callable[P, R]) -> Callable[P, R]:
+    """Tell a function in which order its keywords were given, as `order`, unless the caller does."""
+
+    @wraps(prune)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        kwargs.setdefault("order", tuple(kwargs))
+        return prune(*args, **kwargs)
+
+    return told
+
+
 class Mutator:
     """A model whose graph stays valid from one mutation to the next.
 
@@ -168,6 +185,7 @@ class Mutator:
         told = f"{short(graph.params.now)} params, {short(graph.flops.now)} FLOPs"
         return one_line(f"<Mutator of {graph.trace.root}: {told}, {n} plan{'s' * (n != 1)} applied>")
 
+    @_in_order
     def prune(
         self,
         *,
@@ -192,6 +210,7 @@ class Mutator:
         repair: Any = None,
         refine: int = 0,
         rounds: int = 1,
+        order: Sequence[str] = (),
     ) -> Plan:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
@@ -208,18 +227,20 @@ class Mutator:
         many plans are made, repaired and measured by the loss of the values (or of the repair), the measurements
         correct the values, and the plan that measures best is taken; the uniform plan is always among them. The plan is
         still one, for the model as it was.
+
+        Where no plan meets the budgets, on_infeasible="raise" raises InfeasibleError with the conflict; "relax" warns
+        and moves them to the nearest that can be met: the first stays or is exceeded by as little as can be, given that
+        the second, and so on, in the `order` of the keywords in the call. Sizes and `constraints` are not relaxed.
         """
         if memory is not None or latency is not None:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
-        if on_infeasible != "raise":
-            raise RequestError(
-                f"on_infeasible={shown(on_infeasible)} is not available for prune; it raises with the conflict"
-            )
+        one_of(on_infeasible, "on_infeasible", ("raise", "relax"))
         check_how(verify)
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
         check_fresh(self.graph)
         limits = {"flops": flops, "params": params}
+        moved: dict[str, Budget] = {}  # those that had to be relaxed, and those that were kept beside them
 
         def ask(graph: Graph, part: float) -> Problem:
             problem = problem_of(graph, values, round_to=round_to, keep=keep, constraints=constraints)
@@ -229,21 +250,47 @@ class Mutator:
                 problem.grow(grow)
             for name, limit in limits.items():
                 if limit is not None:
-                    problem.add(step_of(budget_of(self.graph.costs[name], limit), graph.costs[name], part))
+                    budget = moved[name] if name in moved else budget_of(self.graph.costs[name], limit)
+                    problem.add(step_of(budget, graph.costs[name], part))
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)
         stages = Stages(repair, refine, rounds, verify)
-        if not stages.needed:
-            plan = ask(self.graph, 1.0).solve(*how)
-            return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
-        if self.pending is not None:
+        if stages.needed and self.pending is not None:
             raise RequestError("prune: repair, refine and rounds run the model, so they do not wait in a lazy block")
-        stages.check(values, constraints)
+        if stages.needed:
+            stages.check(values, constraints)
+        problem: Problem | None = None
+        if on_infeasible == "relax":
+            problem = ask(self.graph, 1.0)
+            given = [name for name, limit in limits.items() if limit is not None]
+            moved, how = self._relaxed(problem, sorted(given, key=[*order, *given].index), given, how)
+        if not stages.needed:
+            plan = (problem or ask(self.graph, 1.0)).solve(*how)
+            return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
         plan, student = stages.run(self.graph, ask, values, how, drawn)
         if dry_run or plan.status == "interrupted":
             return plan
         return self._apply(plan, verify, drawn, student)
+
+    @staticmethod
+    def _relaxed(
+        problem: Problem, order: Sequence[str], given: Sequence[str], how: tuple[Any, ...]
+    ) -> tuple[dict[str, Budget], tuple[Any, ...]]:
+        """The budgets that a problem ends with, which are of these names, moved to where a plan meets them.
+
+        They are looked after in that order, in a part of the time: what is left of it comes with them.
+        """
+        others = len(problem.requests) - len(given)
+        asked_for = dict(zip(given, problem.requests[others:], strict=True))
+        problem.requests = problem.requests[:others]
+        problem.settle()
+        found = relaxed(problem, [b for n in order if isinstance(b := asked_for[n], Budget)], how[0], how[2])
+        problem.add(*found.budgets)
+        if found.told:
+            warnings.warn(found.told, stacklevel=4)
+        left = how[0] if how[0] is None else max(0.05 * how[0], how[0] - found.seconds)
+        return dict(zip(order, found.budgets, strict=True)), (left, *how[1:])
 
     def resize(
         self,
@@ -474,7 +521,7 @@ class Mutator:
     def _done(self, plan: Plan, graph: Graph) -> None:
         """A mutation was made: keep it, log what changed, and tell who asked to be told."""
         before = {v.name: v for v in self.graph.vertices}
-        self.graph, self.history = graph, (*self.history, plan)
+        self.graph, self.history = graph, (*self.history, replace(plan, solved=None))  # a program is large
         for tracker in self.trackers:
             tracker.follow(replace(plan, graph=graph))
         for v in graph.vertices:

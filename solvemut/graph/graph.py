@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from .. import report
 from ..arguments import near, shown
 from ..costs import COSTS
 from ..coupling import Coupling, Group
@@ -373,7 +374,11 @@ class Graph:
         return one_line(f"<Graph of {text.head(self)}>")
 
     def __str__(self) -> str:
-        return text.text(self)
+        return report.text(text.parts(self))
+
+    def _repr_html_(self) -> str:
+        """The tables of `print(graph)`, for notebooks."""
+        return report.html(text.parts(self))
 
 
 def _unused(name: str, taken: Container[str]) -> str:
