@@ -235,6 +235,9 @@ class Mutator:
         if memory is not None or latency is not None:
             raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
         one_of(on_infeasible, "on_infeasible", ("raise", "relax"))
+        ranked = [order] if isinstance(order, str) else items(order)
+        if ranked is None or not all(isinstance(name, str) for name in ranked):
+            raise RequestError(f"order={shown(order)}: give names of budgets, the one that matters most first")
         check_how(verify)
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
@@ -264,7 +267,7 @@ class Mutator:
         if on_infeasible == "relax":
             problem = ask(self.graph, 1.0)
             given = [name for name, limit in limits.items() if limit is not None]
-            moved, how = self._relaxed(problem, sorted(given, key=[*order, *given].index), given, how)
+            moved, how = self._relaxed(problem, sorted(given, key=[*ranked, *given].index), given, how)
         if not stages.needed:
             plan = (problem or ask(self.graph, 1.0)).solve(*how)
             return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
