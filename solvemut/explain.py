@@ -322,7 +322,9 @@ def _costs(move: Move, names: list[str]) -> list[str]:
 
 
 def _net(move: Move) -> str:
-    return "" if move.net is None else f"{move.net:+.4g}"
+    if move.net is None:
+        return ""
+    return "0" if abs(move.net) < 1e-9 * abs(move.value) else f"{move.net:+.4g}"  # what is left is rounding
 
 
 def _price(use: Use) -> str:

@@ -66,6 +66,8 @@ def frontier(statement: Statement, resources: Sequence[str], points: int, option
     if loosest.interrupted:
         return [loosest]
     cheapest = least(free, resources, replace(options, callback=None), clock.part(clock.left / points))
+    if cheapest.interrupted:
+        return [replace(loosest, interrupted=True)]
     high, low = spent(loosest, resources), spent(cheapest, resources)
     found = [loosest]
     for step in range(1, points):

@@ -38,7 +38,7 @@ def test_the_least_against_every_choice(resources, scale):
     found = program(scale).least(resources)
     wanted = min(max(costs[r] for r in resources) for costs in every(scale))
     assert max(found.costs[r] for r in resources) == pytest.approx(wanted, rel=1e-8)
-    assert found.status == "optimal" or len(resources) > 1 and scale != 1
+    assert found.status == "optimal" or (len(resources) > 1 and scale != 1)
 
 
 def test_enough_is_enough_and_limits_count_until_they_are_taken_away():
