@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -10,13 +10,16 @@ import numpy as np
 
 from .clock import Clock, CutShort
 from .compact import compact
+from .elimination import HEAVY
 from .exact import Number
-from .multipliers import Prices
+from .model import Model, Row
+from .multipliers import Priced, Prices
 from .order import order_of
 from .statement import Statement, total
-from .view import TooExtreme, view
+from .view import TooExtreme, View, view
 
-ROUNDS = 100  # of the multipliers, at most
+ROUNDS, FEW_ROUNDS = 100, 6  # of the multipliers, at most; where prices of fewer levels are known
+STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,34 @@ def shadow(statement: Statement, stage: int, reached: Sequence[Number], clock: C
     """
     signs = [1 if sense == "max" else -1 for sense in statement.senses]
     before = [replace(statement.objective(k), lower=signs[k] * value) for k, value in enumerate(reached[:stage])]
-    model = compact(statement.model(stage, rows=before)).model
-    sign = signs[stage]
+    model = statement.model(stage, rows=before)
     try:
-        seen = view(model, statement.budgets)
-        prices = Prices(order_of(seen), lambda choice: None, lambda: clock.over)
-        best = prices.minimise(np.zeros(len(seen.coordinates)), ROUNDS, 1e-8, seen.lowest)
+        seen, rows, best = _lowest(model, statement.budgets, clock)
     except (TooExtreme, CutShort):
-        return ShadowPrices(sign * inf, {})
+        return ShadowPrices(signs[stage] * inf, {})
     found = dict.fromkeys(statement.budgets, 0.0)
     for c, multiplier in zip(seen.coordinates, best.multipliers, strict=True):
-        if (name := model.rows[c.source].name) in found:
-            found[name] += sign * c.sign * float(multiplier) * c.unit
-    return ShadowPrices(sign * total(seen.outside(best.bound)), found)
+        if (name := rows[c.source].name) in found:
+            found[name] += signs[stage] * c.sign * float(multiplier) * c.unit
+    return ShadowPrices(signs[stage] * total(seen.outside(best.bound)), found)
+
+
+def _lowest(model: Model, names: Collection[str], clock: Clock) -> tuple[View, tuple[Row, ...], Priced]:
+    """The lowest bound that is found; where a sweep is long, from the prices on every few levels, in few rounds."""
+    reduced = compact(model).model
+    seen = view(reduced, names)
+    order, start, rounds = order_of(seen), np.zeros(len(seen.coordinates)), ROUNDS
+    if order.work > 10 * HEAVY and (coarse := _coarse(model)) is not None:
+        found, _, best = _lowest(coarse, names, clock.part(clock.left / 2))
+        if best.bound >= found.lowest:  # on these levels something may be feasible
+            known = {(c.source, c.sign): m * c.unit for c, m in zip(found.coordinates, best.multipliers, strict=True)}
+            start = np.array([known.get((c.source, c.sign), 0.0) / c.unit for c in seen.coordinates])
+            rounds = FEW_ROUNDS
+    prices = Prices(order, lambda choice: None, lambda: clock.over)
+    return seen, reduced.rows, prices.minimise(start, rounds, 1e-8, seen.lowest)
+
+
+def _coarse(model: Model) -> Model | None:
+    """The model on every few levels of long widths, both ends among them; None where that is all of them."""
+    domains = [d if len(d) < 4 * STRIDE else np.union1d(d[::STRIDE], d[-1:]) for d in model.domains]
+    return model.restricted(domains) if sum(map(len, domains)) < sum(map(len, model.domains)) else None
