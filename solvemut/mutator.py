@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import wraps
 from itertools import count
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +22,7 @@ from .interrupts import deferred
 from .kernels import kernel_plan
 from .lazy import Pending, lazily
 from .problem import Problem, check_fresh
-from .relax import relaxed
+from .relax import in_order, relax_last
 from .report import one_line, short
 from .requests import Budget, asked, budget_of
 from .resizing import Resizing
@@ -122,21 +121,6 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _in_order(prune: Callable[P, R]) -> Callable[P, R]:
-    """Tell a function in which order its keywords were given, as `order`, unless the caller does."""
-
-    @wraps(prune)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
-        kwargs.setdefault("order", tuple(kwargs))
-        return prune(*args, **kwargs)
-
-    return told
-
-
 class Mutator:
     """A model whose graph stays valid from one mutation to the next.
 
@@ -185,7 +169,7 @@ class Mutator:
         told = f"{short(graph.params.now)} params, {short(graph.flops.now)} FLOPs"
         return one_line(f"<Mutator of {graph.trace.root}: {told}, {n} plan{'s' * (n != 1)} applied>")
 
-    @_in_order
+    @in_order
     def prune(
         self,
         *,
@@ -267,7 +251,7 @@ class Mutator:
         if on_infeasible == "relax":
             problem = ask(self.graph, 1.0)
             given = [name for name, limit in limits.items() if limit is not None]
-            moved, how = self._relaxed(problem, sorted(given, key=[*ranked, *given].index), given, how)
+            moved, how = relax_last(problem, given, ranked, how)
         if not stages.needed:
             plan = (problem or ask(self.graph, 1.0)).solve(*how)
             return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
@@ -275,25 +259,6 @@ class Mutator:
         if dry_run or plan.status == "interrupted":
             return plan
         return self._apply(plan, verify, drawn, student)
-
-    @staticmethod
-    def _relaxed(
-        problem: Problem, order: Sequence[str], given: Sequence[str], how: tuple[Any, ...]
-    ) -> tuple[dict[str, Budget], tuple[Any, ...]]:
-        """The budgets that a problem ends with, which are of these names, moved to where a plan meets them.
-
-        They are looked after in that order, in a part of the time: what is left of it comes with them.
-        """
-        others = len(problem.requests) - len(given)
-        asked_for = dict(zip(given, problem.requests[others:], strict=True))
-        problem.requests = problem.requests[:others]
-        problem.settle()
-        found = relaxed(problem, [b for n in order if isinstance(b := asked_for[n], Budget)], how[0], how[2])
-        problem.add(*found.budgets)
-        if found.told:
-            warnings.warn(found.told, stacklevel=4)
-        left = how[0] if how[0] is None else max(0.05 * how[0], how[0] - found.seconds)
-        return dict(zip(order, found.budgets, strict=True)), (left, *how[1:])
 
     def resize(
         self,

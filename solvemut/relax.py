@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import wraps
 from time import perf_counter
+from typing import Any, ParamSpec, TypeVar
 
 from .arguments import search_limits
 from .errors import InfeasibleError
@@ -14,6 +17,8 @@ from .frontier import measured
 from .problem import Problem
 from .requests import Budget
 
+P = ParamSpec("P")
+R = TypeVar("R")
 SHARE = 0.5  # of the time, at most, that the search for the nearest budgets may take
 
 
@@ -60,3 +65,38 @@ def relaxed(problem: Problem, budgets: Sequence[Budget], time_limit: float | Non
         state.requests.append(given)
     told = f"no plan meets these budgets; the nearest that can be are taken: {'; '.join(lines)}" if lines else ""
     return Relaxed(tuple(found), told, perf_counter() - start)
+
+
+def relax_last(
+    problem: Problem, given: Sequence[str], order: Sequence[str], how: tuple[Any, ...]
+) -> tuple[dict[str, Budget], tuple[Any, ...]]:
+    """Move the budgets that a problem ends with, which have the names `given`, to where a plan meets them; and warn.
+
+    Those in `order` come first. `how` is what `solve` takes; what is left of the time comes back with the budgets.
+    """
+    others = len(problem.requests) - len(given)
+    budgets = {n: b for n, b in zip(given, problem.requests[others:], strict=True) if isinstance(b, Budget)}
+    problem.requests = problem.requests[:others]
+    problem.settle()  # values are found once, though several programs are solved for them
+    names = sorted(budgets, key=[*order, *given].index)
+    found = relaxed(problem, [budgets[n] for n in names], how[0], how[2])
+    problem.add(*found.budgets)
+    if found.told:
+        warnings.warn(found.told, stacklevel=4)
+    left = how[0] if how[0] is None else max(0.05 * how[0], how[0] - found.seconds)
+    return dict(zip(names, found.budgets, strict=True)), (left, *how[1:])
+
+
+def in_order(function: Callable[P, R]) -> Callable[P, R]:
+    """Tell a function in which order its keywords were given, as `order`, unless the caller does.
+
+    >>> in_order(lambda **given: given["order"])(params=0.5, flops=0.3)
+    ('params', 'flops')
+    """
+
+    @wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        kwargs.setdefault("order", tuple(kwargs))
+        return function(*args, **kwargs)
+
+    return told

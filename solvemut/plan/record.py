@@ -150,9 +150,9 @@ class PlanRecord:
 
         What one step more or less would be worth and cost, other sizes as they are, and what it would break; what
         each budget has left, and its shadow price; what is coupled, and by what; why nothing can change, where that is
-        so. `layer` is the name of a vertex of the graph that the plan was made for. Only the plan that `solve` or
-        `prune` returns knows this: files, pickles, `Mutator.history` and plans put together of several do not, and
-        raise RequestError.
+        so. `layer` is the name of a vertex of the graph that the plan was made for. The first call finds the prices,
+        which takes at most 10 seconds. Only the plan that `solve` or `prune` returns knows all this: files, pickles,
+        `Mutator.history` and plans put together of several do not, and raise RequestError.
 
         >>> import torch, solvemut as sm
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
