@@ -89,7 +89,7 @@ def _figure(size: tuple[float, float]) -> Any:
 def _named(axes: Any, places: list[int], names: list[str]) -> None:
     """Bars by name, the first on top. A dollar is no formula here."""
     axes.set_yticks(places, [name.replace("$", r"\$") for name in names], fontsize="small")
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _done(figure: Any, path: str | Path | None) -> Any:
