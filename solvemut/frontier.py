@@ -54,7 +54,7 @@ class Frontier(Sequence[FrontierPoint]):
     """The points, cheapest first: `frontier[0].plan`, `for point in frontier`; prints as a table.
 
     `now` is the cost and the value of the model as it is, which other requests may rule out. `limits` are all budgets
-    that were tried, with the bound proven for each (the last one is infinite): those whose plan came twice are no point.
+    that were tried, with the bound proven for each (the last is infinite): those whose plan came twice are no point.
     """
 
     title: str
