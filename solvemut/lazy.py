@@ -40,7 +40,7 @@ class Pending:
         if plan.graph is not None:
             self.graph = replace(plan.graph, model=self._model)
         self.plan = replace(together, graph=plan.graph)
-        self.plans = (*self.plans, replace(plan, graph=None))
+        self.plans = (*self.plans, replace(plan, graph=None, solved=None))
         return plan
 
 

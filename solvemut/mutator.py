@@ -22,8 +22,9 @@ from .interrupts import deferred
 from .kernels import kernel_plan
 from .lazy import Pending, lazily
 from .problem import Problem, check_fresh
+from .relax import in_order, relax_last
 from .report import one_line, short
-from .requests import asked, budget_of
+from .requests import Budget, asked, budget_of
 from .resizing import Resizing
 from .select import problem_of
 from .stages import Stages, step_of, take_over
@@ -168,6 +169,7 @@ class Mutator:
         told = f"{short(graph.params.now)} params, {short(graph.flops.now)} FLOPs"
         return one_line(f"<Mutator of {graph.trace.root}: {told}, {n} plan{'s' * (n != 1)} applied>")
 
+    @in_order
     def prune(
         self,
         *,
@@ -194,6 +196,7 @@ class Mutator:
         repair: Any = None,
         refine: int = 0,
         rounds: int = 1,
+        order: Sequence[str] = (),
     ) -> Plan:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
@@ -211,19 +214,24 @@ class Mutator:
         many plans are made, repaired and measured by the loss of the values (or of the repair), the measurements
         correct the values, and the plan that measures best is taken; the uniform plan is always among them. The plan is
         still one, for the model as it was.
+
+        Where no plan meets the budgets, on_infeasible="raise" raises InfeasibleError with the conflict; "relax" warns
+        and moves them to the nearest that can be met: the first stays or is exceeded by as little as can be, given that
+        the second, and so on, in the `order` of the keywords in the call. Sizes and `constraints` are not relaxed.
         """
         if latency is not None:
             raise RequestError("budgets on latency are not available in this version; give flops, params or memory")
-        if on_infeasible != "raise":
-            raise RequestError(
-                f"on_infeasible={shown(on_infeasible)} is not available for prune; it raises with the conflict"
-            )
+        one_of(on_infeasible, "on_infeasible", ("raise", "relax"))
+        ranked = [order] if isinstance(order, str) else items(order)
+        if ranked is None or not all(isinstance(name, str) for name in ranked):
+            raise RequestError(f"order={shown(order)}: give names of budgets, the one that matters most first")
         check_how(verify)
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
         check_fresh(self.graph)
         limits = {"flops": flops, "params": params, "memory": memory}
         limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
+        moved: dict[str, Budget] = {}  # those that had to be relaxed, and those that were kept beside them
 
         def ask(graph: Graph, part: float) -> Problem:
             problem = problem_of(graph, values, round_to=round_to, keep=keep, constraints=constraints)
@@ -233,17 +241,24 @@ class Mutator:
                 problem.grow(grow)
             for name, limit in limits.items():
                 if limit is not None:
-                    problem.add(step_of(budget_of(getattr(self.graph, name), limit), getattr(graph, name), part))
+                    budget = moved[name] if name in moved else budget_of(self.graph.cost(name), limit)
+                    problem.add(step_of(budget, graph.cost(name), part))
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)
         stages = Stages(repair, refine, rounds, verify)
-        if not stages.needed:
-            plan = ask(self.graph, 1.0).solve(*how)
-            return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
-        if self.pending is not None:
+        if stages.needed and self.pending is not None:
             raise RequestError("prune: repair, refine and rounds run the model, so they do not wait in a lazy block")
-        stages.check(values, constraints)
+        if stages.needed:
+            stages.check(values, constraints)
+        problem: Problem | None = None
+        if on_infeasible == "relax":
+            problem = ask(self.graph, 1.0)
+            given = [name for name, limit in limits.items() if limit is not None]
+            moved, how = relax_last(problem, given, ranked, how)
+        if not stages.needed:
+            plan = (problem or ask(self.graph, 1.0)).solve(*how)
+            return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
         plan, student = stages.run(self.graph, ask, values, how, drawn)
         if dry_run or plan.status == "interrupted":
             return plan
@@ -478,7 +493,7 @@ class Mutator:
     def _done(self, plan: Plan, graph: Graph) -> None:
         """A mutation was made: keep it, log what changed, and tell who asked to be told."""
         before = {v.name: v for v in self.graph.vertices}
-        self.graph, self.history = graph, (*self.history, plan)
+        self.graph, self.history = graph, (*self.history, replace(plan, solved=None))  # a program is large
         for tracker in self.trackers:
             tracker.follow(replace(plan, graph=graph))
         for v in graph.vertices:

@@ -15,6 +15,8 @@ from .apply import SPLIT, Plan
 from .arguments import flag, names, number, one_of, search_limits, shown, whole
 from .compile import Compiled, Question, Worth, compile_program, explained
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
+from .explain import Solved
+from .frontier import Frontier, best_of, frontier_of
 from .graph import Graph
 from .interrupts import Heard
 from .plan import PlanCost, copyable, redrawn
@@ -44,6 +46,7 @@ class Problem:
             raise RequestError(f"Problem takes the graph of a model, as capture gives it, not {shown(graph)}")
         self.graph = graph
         self.values: Values = None
+        self._named = ""  # what plans say of values that were found beforehand
         self.requests: list[Request] = []
         self.frozen = np.zeros(graph.coupling.n_units, dtype=bool)
         self.multiple: int | None = None
@@ -59,7 +62,7 @@ class Problem:
 
     def maximize(self, values: Values) -> None:
         """What keeping each unit is worth: a metric of solvemut.values, a dict by vertex, or a callable of a vertex."""
-        self.values = values
+        self.values, self._named = values, ""
 
     def add(self, *requests: Any) -> None:
         """Requests on sizes and costs: `graph["a"].out == 32`, `graph.flops <= 1e9`, lists of such."""
@@ -164,10 +167,57 @@ class Problem:
         times = compiled.decoder.times(solution)
         return self._plan(solution, times, compiled, time.perf_counter() - start), solution.interrupted
 
+    def best(self, k: int, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0) -> list[Plan]:
+        """The `k` best distinct plans, best first; fewer, if there are no more, or `time_limit` seconds are over.
+
+        Plans are distinct that differ in a size; which units of a size stay is decided by what they are worth. With a
+        gap of 0 they are the best ones, proven; else each is that near to the best one beside those before it. Raises
+        what `solve` raises.
+
+        >>> import torch, solvemut as sm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> problem = sm.Problem(sm.capture(model, torch.ones(1, 4)))
+        >>> problem.add(problem.graph.params <= 40)
+        >>> [plan.sizes["0"] for plan in problem.best(3)]
+        [(8, 5), (8, 4), (8, 3)]
+        """
+        check_fresh(self.graph)
+        return best_of(self, whole(k, f"k={shown(k)}", least=1), search_limits(time_limit, gap, seed))
+
+    def frontier(
+        self,
+        resource: str | Cost,
+        points: int = 12,
+        time_limit: float | None = 60.0,
+        gap: float = 1e-3,
+        seed: int = 0,
+    ) -> Frontier:
+        """The best plans over a range of budgets on one resource, and what is proven for every budget in between.
+
+        `resource` is the name of one of graph.costs, or a cost. Budgets are spread evenly between the least that the
+        other requests allow and what the best plan costs without this budget; upper limits that the problem has on the
+        resource are left out. Plans that come twice are one point. `time_limit` is for all of it, in seconds. Raises
+        InfeasibleError where no budget would do.
+
+        >>> import torch, solvemut as sm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> frontier = sm.Problem(sm.capture(model, torch.ones(1, 4))).frontier("params", points=3)
+        >>> [point.cost for point in frontier], frontier[1].plan.sizes["0"]
+        ([9, 30, 58], (8, 4))
+        """
+        check_fresh(self.graph)
+        count = whole(points, f"points={shown(points)}", least=1)
+        return frontier_of(self, resource, count, search_limits(time_limit, gap, seed))
+
     @property
     def worth(self) -> Worth:
         """What keeping each unit is worth, as `maximize` was told."""
         return worth_of(retention() if self.values is None else self.values, self.graph.model, self.graph)
+
+    def settle(self) -> None:
+        """Find the values now, once for all that is solved after; plans tell their name all the same."""
+        name = self.values_name
+        self.values, self._named = self.worth, name
 
     def times(self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0) -> np.ndarray:
         """How often the solution has each unit class, without drawing up a plan."""
@@ -177,6 +227,8 @@ class Problem:
     @property
     def values_name(self) -> str:
         """What a plan says of the values that it was solved for."""
+        if self._named and isinstance(self.values, Worth):
+            return self._named
         if self.values is None:
             return retention().name
         return self.values.name if isinstance(self.values, Metric) else "given by the caller"
@@ -218,6 +270,7 @@ class Problem:
             notes=(*graph.notes, *compiled.notes, *drawn),
             values=self.values_name,
             graph=after,
+            solved=Solved(graph, compiled, solution, tuple(self.kept)),
             **drawing,
         )
 

@@ -30,9 +30,11 @@ import numpy as np
 from .arguments import search_limits, whole
 from .errors import InfeasibleError, ProgramError, TimeLimitError
 from .solver import conflict, driver, frontier, text
+from .solver.clock import Clock
 from .solver.exact import RankOne, Table, array, number
 from .solver.expressions import Affine, Relation, Width
 from .solver.model import Term
+from .solver.shadow import ShadowPrices
 from .solver.solution import Check, Explanation, Progress, Solution, Step
 from .solver.statement import Budget, Statement, Sum
 
@@ -46,6 +48,7 @@ __all__ = [
     "Progress",
     "RankOne",
     "Relation",
+    "ShadowPrices",
     "Solution",
     "Step",
     "TimeLimitError",
@@ -197,6 +200,10 @@ class Program:
             raise ProgramError(f"budget {resource!r}: a tolerance is 0 or more, not {tolerance!r}")
         self._budgets[resource] = replace(before, **changes)
 
+    def free(self, resource: str) -> None:
+        """Take the limits of a resource away; what it costs is still counted."""
+        self._budgets.pop(resource, None)
+
     def add(self, *relations: Relation, name: str | None = None) -> None:
         """Add linear constraints over level values: ``a + 2 * b <= 40``, ``s >= t``, ``a == 16``, ``a != 8``."""
         for relation in relations:
@@ -302,29 +309,83 @@ class Program:
         except driver.Infeasible:
             raise conflict.explain(statement, options) from None
 
-    def k_best(self, k: int, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0) -> list[Solution]:
-        """The ``k`` best distinct choices, best first; fewer if no more are feasible."""
+    def k_best(
+        self,
+        k: int,
+        time_limit: float | None = 60.0,
+        gap: float = 0.0,
+        seed: int = 0,
+        among: Iterable[Handle] | None = None,
+    ) -> list[Solution]:
+        """The ``k`` best distinct choices, best first; fewer if no more are feasible.
+
+        Choices are distinct that differ in one of the widths ``among`` (None: in any). Each search has an equal part
+        of the time that is left.
+        """
         k, options = whole(k, "k", 1, ProgramError), _options(time_limit, gap, seed)
+        widths = None if among is None else {self._find(handle).index for handle in among}
         try:
-            return frontier.k_best(self.statement(), k, options)
+            return frontier.k_best(self.statement(), k, options, widths)
         except driver.Infeasible:
             raise conflict.explain(self.statement(), options) from None
 
     def frontier(
-        self, resource: str, points: int = 12, time_limit: float | None = 60.0, gap: float = 0.0, seed: int = 0
+        self,
+        resource: str | Sequence[str],
+        points: int = 12,
+        time_limit: float | None = 60.0,
+        gap: float = 0.0,
+        seed: int = 0,
+        repeats: bool = False,
     ) -> list[Solution]:
         """The best objective for a range of budgets on one resource, cheapest first, each with its own gap.
 
         The budgets are spread evenly between the least that is feasible and what the best choice without this budget
-        costs; solutions that repeat a choice are left out.
+        costs; solutions that repeat a choice are left out, unless ``repeats``. Of several resources the largest counts.
         """
-        if resource not in self._costs:
-            raise ProgramError(f"nothing costs any {resource!r}; there are {list(self._costs)}")
-        points, options = whole(points, "points", 1, ProgramError), _options(time_limit, gap, seed)
+        resources, options = self._resources(resource), _options(time_limit, gap, seed)
+        points = whole(points, "points", 1, ProgramError)
         try:
-            return frontier.frontier(self.statement(), resource, points, options)
+            found = frontier.frontier(self.statement(), resources, points, options)
         except driver.Infeasible:
             raise conflict.explain(self.statement(), options) from None
+        return found if repeats else frontier.distinct(found)
+
+    def least(
+        self,
+        resource: str | Sequence[str],
+        time_limit: float | None = 60.0,
+        enough: Any = None,
+        seed: int = 0,
+        callback: Callback | None = None,
+    ) -> Solution:
+        """The choice that costs least of a resource, whatever it is worth; of several resources the largest counts.
+
+        Its status is "optimal" where no choice costs less. The search ends early at a choice that costs no more than
+        ``enough``. Limits on the resource itself count, too, unless it is freed of them.
+
+        >>> p = Program()
+        >>> a, b = p.width("a", levels=[1, 2, 3]), p.width("b", levels=[1, 2, 3])
+        >>> p.product("flops", 5, a, b)
+        >>> p.add(a + b >= 5)
+        >>> found = p.least("flops")
+        >>> found.costs["flops"], found.status
+        (30, 'optimal')
+        """
+        resources, options = self._resources(resource), _options(time_limit, 0.0, seed)
+        limit = None if enough is None else number(enough)
+        statement, clock = self.statement(), Clock(options.time_limit)
+        try:
+            return frontier.least(statement, resources, replace(options, callback=callback), clock, limit)
+        except driver.Infeasible:
+            raise conflict.explain(statement, options) from None
+
+    def _resources(self, given: str | Sequence[str]) -> list[str]:
+        resources = [given] if isinstance(given, str) else list(given)
+        for resource in resources:
+            if resource not in self._costs:
+                raise ProgramError(f"nothing costs any {resource!r}; there are {list(self._costs)}")
+        return resources
 
     # -- text --------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,11 @@
-"""Tables as text, and numbers as people read them."""
+"""Tables as text and as HTML, and numbers as people read them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from html import escape
 from typing import Any
 
 
@@ -26,6 +28,51 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[
         )
         lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header; the columns in `right` to the right. Prints as `table` does."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    right: Sequence[int] = ()
+
+    def __str__(self) -> str:
+        return table(self.header, self.rows, self.right)
+
+    def html(self) -> str:
+        """The table as HTML, every cell escaped."""
+        lines = [self._row("th", self.header), *(self._row("td", row) for row in self.rows)]
+        return "<table>" + "".join(lines) + "</table>"
+
+    def _row(self, tag: str, row: Sequence[Any]) -> str:
+        sides = ("right" if k in self.right else "left" for k in range(len(row)))
+        cells = (f'<{tag} style="text-align: {s}">{escape(str(c))}</{tag}>' for c, s in zip(row, sides, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+
+Part = str | Table  # a paragraph, or lines of text; or a table
+
+
+def text(parts: Sequence[Part]) -> str:
+    """Parts of a report as text, an empty line between them."""
+    return "\n\n".join(map(str, parts))
+
+
+def html(parts: Sequence[Part]) -> str:
+    """Parts of a report as HTML that needs no script, and in which every text is escaped.
+
+    >>> html(["a < b", Table(["layer", "width"], [["conv1", 64]], right=[1])]).count("&lt;")
+    1
+    """
+    found = [p.html() if isinstance(p, Table) else f"<pre>{escape(p)}</pre>" for p in parts]
+    return f"<div>{''.join(found)}</div>"
+
+
+def share(part: float, whole: float) -> str:
+    """A share in percent; nothing where there is no whole."""
+    return f"{part / whole:.2%}" if whole else ""
 
 
 def short(n: float) -> str:

@@ -48,7 +48,7 @@ def problem_of(
     limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
     for name, limit in limits.items():
         if limit is not None:
-            problem.add(budget_of(getattr(graph, name), limit))
+            problem.add(budget_of(graph.cost(name), limit))
     return problem
 
 
@@ -163,4 +163,5 @@ def certified(plan: Plan, objective: float, best: Plan) -> Plan:
     bound = max(best.bound, objective)
     gap = 0.0 if bound == objective else (bound - objective) / max(abs(objective), 1e-300)
     costs = {k: replace(c, budget=best.costs[k].budget) if k in best.costs else c for k, c in plan.costs.items()}
-    return replace(plan, status="feasible", objective=objective, bound=bound, gap=gap, costs=costs, values=best.values)
+    told = replace(plan, status="feasible", objective=objective, bound=bound, gap=gap, costs=costs, values=best.values)
+    return replace(told, solved=None)  # the program of another worth explains nothing here

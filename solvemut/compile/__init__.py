@@ -14,7 +14,7 @@ from ..coupling import Coupling
 from ..flow import Extent
 from ..program import Program
 from ..requests import Budget, Monomial
-from .choices import Choice, Choices
+from .choices import Choice, Choices, parts_of
 from .decode import Decoder
 from .explain import explained
 from .question import Curve, Question, Worth
@@ -33,6 +33,7 @@ __all__ = [
     "Worth",
     "compile_program",
     "explained",
+    "parts_of",
 ]
 
 

@@ -112,9 +112,9 @@ class Question:
 
     @property
     def budgets(self) -> list[Budget]:
-        """Limits on sums; of a maximum those that could be broken, as no sum grows without new units."""
+        """Limits on sums."""
         asked = [r for r in self.requests if isinstance(r, Budget)]
-        return [b for r in asked for b in r.sums if b is r or self.slots is not None or b.cost.now > b.limit]
+        return [b for r in asked for b in r.sums(grows=self.slots is not None)]
 
     @property
     def costs(self) -> list[Cost]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..coupling import Coupling
 from ..flow import FIXED, Extent, prod
-from ..report import clipped, one_line, table
+from ..report import Part, Table, clipped, one_line, text
 
 _PLACE = re.compile(r"[^\s:]+:\d+")
 
@@ -59,8 +59,8 @@ class Frozen(Sequence[FrozenRow]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def table(self, most: int | None = None) -> str:
-        """A row per reason, at most so many."""
+    def parts(self, most: int | None = None) -> list[Part]:
+        """The shares, then a row per reason, at most so many."""
         shown = self.rows[:most]
         cells = [
             [_percent(r.flops), _percent(r.params), r.op, r.where, len(r.vertices), ", ".join(r.vertices), r.reason]
@@ -68,8 +68,16 @@ class Frozen(Sequence[FrozenRow]):
         ]
         cells = [[clipped(str(c), 48 if k == 5 else 70) for k, c in enumerate(row)] for row in cells]
         header = ["FLOPs", "params", "op", "where", "layers", "which", "reason"]
-        rest = [f"and {len(self) - len(shown)} more in graph.frozen"] if len(self) > len(shown) else []
-        return "\n".join([self._head(), "", table(header, cells, right=[0, 1, 4]), *rest]) if shown else self._head()
+        return [self._head(), Table(header, cells, right=[0, 1, 4])] if shown else [self._head()]
+
+    def more(self, most: int) -> list[str]:
+        """What a table of so many rows leaves out, as a line; nothing where it has all."""
+        return [f"and {len(self) - most} more in graph.frozen"] if len(self) > most else []
+
+    def table(self, most: int | None = None) -> str:
+        """A row per reason, at most so many."""
+        found = text(self.parts(most))
+        return "\n".join([found, *(self.more(most) if most else [])])
 
     def _head(self) -> str:
         return f"frozen: {_percent(self.flops)} of FLOPs, {_percent(self.params)} of params"

@@ -14,7 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from .. import costs
+from .. import costs, report
 from ..arguments import near, shown
 from ..costs import COSTS
 from ..coupling import Coupling, Group
@@ -27,6 +27,8 @@ from . import queries, text
 from .features import Features, Makers, feature_dim
 from .frozen import Frozen, frozen
 from .queries import is_shown
+
+RESOURCES = ("flops", "params", "weight_bytes", "memory", "training_memory")
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +310,13 @@ class Graph:
         """Every registered cost by name: those that need nothing but the coupling."""
         return {name: f(self.coupling) for name, f in COSTS.items()}
 
+    def cost(self, name: str) -> Cost:
+        """A cost by its name: flops, params, weight_bytes, memory or training_memory. RequestError for any other."""
+        if not isinstance(name, str) or name not in RESOURCES:
+            raise RequestError(f"there is no cost {shown(name)}; there are {', '.join(RESOURCES)}, or give a Cost")
+        found: Cost = getattr(self, name)
+        return found
+
     @property
     def params(self) -> Cost:
         """Elements of all parameters."""
@@ -431,7 +440,11 @@ class Graph:
         return one_line(f"<Graph of {text.head(self)}>")
 
     def __str__(self) -> str:
-        return text.text(self)
+        return report.text(text.parts(self))
+
+    def _repr_html_(self) -> str:
+        """The tables of `print(graph)`, for notebooks."""
+        return report.html(text.parts(self))
 
 
 def _unused(name: str, taken: Container[str]) -> str:

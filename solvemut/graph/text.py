@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..report import clipped, short, table
+from ..report import Part, Table, clipped, short
 from ..requests import Cost
+
+MOST_FROZEN = 5  # rows of what is frozen
 
 
 def head(graph: Any) -> str:
@@ -19,8 +21,8 @@ def head(graph: Any) -> str:
     )
 
 
-def text(graph: Any) -> str:
-    """A row per vertex, then what to know besides."""
+def parts(graph: Any) -> list[Part]:
+    """A row per vertex, then what is frozen and what to know besides."""
     per = {name: _by_vertex(cost) for name, cost in graph.costs.items()}
     rows = []
     for v in graph.vertices:
@@ -30,8 +32,9 @@ def text(graph: Any) -> str:
         sizes = [",".join(map(str, v.nin)), v.nout, names, *(short(n) if n else "" for n in used)]
         rows.append([v.name, clipped(v.op, 28), *sizes, clipped(graph.frozen_because(v))])
     header = ["vertex", "op", "nin", "nout", "group", "params", "FLOPs", "frozen because"]
-    lines = ["", "notes:", *(f"- {n}" for n in graph.notes)] if graph.notes else []
-    return "\n".join([head(graph), "", table(header, rows, right=[2, 3, 5, 6]), "", graph.frozen.table(5), *lines])
+    lines = ["\n".join(["notes:", *(f"- {n}" for n in graph.notes)])] if graph.notes else []
+    left_out = graph.frozen.more(MOST_FROZEN)
+    return [head(graph), Table(header, rows, right=[2, 3, 5, 6]), *graph.frozen.parts(MOST_FROZEN), *left_out, *lines]
 
 
 def notes(graph: Any) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ def then(first: P, second: P) -> P:
     selection = first.selection.then(second.selection)
     found = replace(
         second,
+        solved=None,
         edits=_edits(first.edits, second.edits),
         selection=selection,
         shapes={**first.shapes, **{k: (first.shapes.get(k, s)[0], s[1]) for k, s in second.shapes.items()}},

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..edits import Copies, Edit, Index, Selection, SetAttribute, edit_of
+from ..errors import RequestError
 from ..graph import Graph
-from ..report import one_line, short, table
+from ..pictures import drawn_plan
+from ..report import Part, Table, html, one_line, share, short, text
 from . import file as planfile
 from .copies import told
 
@@ -63,6 +65,7 @@ class PlanRecord:
     outputs: tuple[tuple[int, ...], ...] = ()
     program: tuple[str, ...] = ()  # the forward of the changed model, one line per operation, as `verify` compares it
     graph: Graph | None = field(default=None, compare=False, repr=False)  # of the changed model
+    solved: Any = field(default=None, compare=False, repr=False)  # what explains it, while it is in memory
     units: Mapping[str, Mapping[int, list[list[list[int]]]]] = field(default_factory=dict)
     fills: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)  # what new slices hold: see `fill`
     copies: Mapping[str, Mapping[int, Copies]] = field(default_factory=dict)  # the new slices that copy old ones
@@ -87,38 +90,84 @@ class PlanRecord:
 
     # -- text --------------------------------------------------------------------------------------------------------
 
-    def __str__(self) -> str:
+    def _report(self) -> list[Part]:
         rows = [[name, a, b, f"{b / a:.0%}" if a else ""] for name, (a, b) in self.sizes.items()]
         costs = [
             [
                 name,
                 short(c.before),
                 short(c.after),
-                f"{c.after / c.before:.2%}" if c.before else "",
+                share(c.after, c.before),
                 "" if c.budget is None else short(c.budget),
             ]
             for name, c in self.costs.items()
         ]
         attributes = [[a.place, a.before, a.after] for a in self.attributes]
         edits = [e.describe() for e in self.edits if not isinstance(e, SetAttribute)]
-        parts = [
+        parts: list[Part] = [
             f"{self.root}: {self.status}, value {self.objective:.6g} (bound {self.bound:.6g}, gap {self.gap:.2e}), "
             f"{self.seconds:.2f} s with {self.solver}" + (f"; values: {self.values}" if self.values else ""),
-            table(["resource", "before", "after", "kept", "budget"], costs, right=[1, 2, 3, 4]),
-            table(["layer", "before", "after", "kept"], rows, right=[1, 2, 3]),
+            Table(["resource", "before", "after", "kept", "budget"], costs, right=[1, 2, 3, 4]),
+            Table(["layer", "before", "after", "kept"], rows, right=[1, 2, 3]),
         ]
         if self.trials:
             tried = [[title, f"{loss:.6g}"] for title, loss in self.trials]
-            parts.append(table(["measured plan", "loss"], tried, right=[1]))
+            parts.append(Table(["measured plan", "loss"], tried, right=[1]))
         if attributes:
-            parts.append(table(["attribute", "before", "after"], attributes, right=[1, 2]))
+            parts.append(Table(["attribute", "before", "after"], attributes, right=[1, 2]))
         if self.copies:
             parts.append("\n".join(["new units that are copies:", *told(self.copies, self.indices)]))
         if edits:
             parts.append("\n".join(["edits:", *(f"- {e}" for e in edits)]))
         if self.notes:
             parts.append("\n".join(["notes:", *(f"- {n}" for n in self.notes)]))
-        return "\n\n".join(parts)
+        return parts
+
+    def __str__(self) -> str:
+        return text(self._report())
+
+    def _repr_html_(self) -> str:
+        """The tables of `print(plan)`, for notebooks."""
+        return html(self._report())
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw the sizes of the layers before and after, and what is used of each budget, as bars.
+
+        Writes a file, of the kind that its name ends in, or returns matplotlib's figure if no path is given. Raises
+        RequestError where matplotlib is missing (`pip install solvemut[plot]`). A plan from a file can be drawn, too.
+
+        >>> import torch, solvemut as sm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = sm.prune(model, torch.ones(1, 4), params=0.5)
+        >>> [axes.get_title() for axes in plan.plot().axes]
+        ['sizes', 'kept']
+        """
+        used = {name: (c.before, c.after, c.budget) for name, c in self.costs.items()}
+        return drawn_plan(self.root, self.sizes, used, path)
+
+    def explain(self, layer: str) -> Any:
+        """Why a layer has the size that it has: an `Explanation`, which prints.
+
+        What one step more or less would be worth and cost, other sizes as they are, and what it would break; what
+        each budget has left, and its shadow price; what is coupled, and by what; why nothing can change, where that is
+        so. `layer` is the name of a vertex of the graph that the plan was made for. The first call finds the prices,
+        which takes at most 10 seconds. Only the plan that `solve` or `prune` returns knows all this: files, pickles,
+        `Mutator.history` and plans put together of several do not, and raise RequestError.
+
+        >>> import torch, solvemut as sm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = sm.prune(model, torch.ones(1, 4), values={"0": list(range(8, 0, -1))}, params=0.5)
+        >>> why = plan.explain("0")
+        >>> (why.before, why.after, why.larger.value, why.larger.costs["params"], why.larger.breaks)
+        (8, 3, 5.0, 7, ('params <= 29',))
+        """
+        if self.solved is None:
+            raise RequestError(
+                "this plan does not know the program that it solves, which is only kept in memory, with the plan that "
+                "solve or prune returns: not in files and pickles, not in Mutator.history, not in plans put together "
+                "of several or chosen by another rule; solve again, and explain what that returns"
+            )
+        return self.solved.explain(layer)
 
     def __repr__(self) -> str:
         costs = [f"{name} {short(c.before)} -> {short(c.after)}" for name, c in self.costs.items()]
@@ -171,9 +220,9 @@ class PlanRecord:
         return cls.from_json(Path(path).read_bytes())
 
     @classmethod
-    def from_json(cls: type[P], text: str | bytes) -> P:
+    def from_json(cls: type[P], source: str | bytes) -> P:
         """The plan that `to_json` wrote. Raises PlanMismatchError, with the place, if anything in it is not right."""
-        data = planfile.parse(text)
+        data = planfile.parse(source)
         return cls(
             **{k: data["certificate"][k] for k in _CERTIFICATE},
             sizes={k: (a, b) for k, (a, b) in data["sizes"].items()},

@@ -143,13 +143,18 @@ class Budget:
     cost: Cost
     limit: Fraction
     sense: str = "<="
+    whole: Budget | None = None  # the budget on a maximum that this is the part of for one of its sums
 
-    @property
-    def sums(self) -> list[Budget]:
-        """The budgets on sums that say the same: of a maximum one for each moment."""
+    def sums(self, grows: bool) -> list[Budget]:
+        """The budgets on sums that say the same: of a maximum one for each that could be broken.
+
+        Unless something grows, sums within a limit now will be; all are there where the limit holds of all already.
+        """
         if not isinstance(self.cost, Peak):
             return [self]
-        return [Budget(m, self.limit, self.sense) for m in self.cost.moments]
+        every = grows or self.cost.now <= self.limit
+        moments = [m for m in self.cost.moments if every or m.now > self.limit]
+        return [Budget(m, self.limit, self.sense, self) for m in moments]
 
     def __bool__(self) -> bool:
         raise RequestError(f"'{self}' is a request, not a truth value")

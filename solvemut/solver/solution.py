@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ..errors import CheckError, ProgramError
+from .clock import Clock
 from .exact import Number
 from .expressions import Width
 from .model import Choice
+from .shadow import ShadowPrices, shadow
 from .statement import Statement, relation_row, total
 
 
@@ -112,6 +114,24 @@ class Solution:
             if found.name == name:
                 return _explain(self, found)
         raise ProgramError(f"no width or switch {name!r} in this program")
+
+    def prices(self, stage: int = 0, time_limit: float = 10.0) -> ShadowPrices:
+        """What one unit of each budget is worth, and the bound that holds when budgets are moved: see `ShadowPrices`.
+
+        The multipliers with the lowest Lagrangian bound, found anew for the whole program, whichever engine solved it.
+
+        >>> from solvemut.program import Program
+        >>> p = Program()
+        >>> a, b = (p.width(name, levels=range(11)) for name in "ab")
+        >>> for width, worth in ((a, 3), (b, 2)):
+        ...     p.value([worth * k for k in range(11)], width)
+        ...     p.product("flops", 1, width, p.width(f"one {width.name}", levels=[1]))
+        >>> p.budget("flops", 15)
+        >>> found = p.solve().prices()
+        >>> round(found.prices["flops"], 6), round(found.at({"flops": -3}), 6)
+        (2.0, 34.0)
+        """
+        return shadow(self.statement, stage, self.exact_objectives, Clock(time_limit))
 
     def __str__(self) -> str:
         lines = [

@@ -7,7 +7,7 @@ Rows over at most two variables become tables of forbidden pairs instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import frexp
@@ -146,16 +146,16 @@ class View:
             offer(choices[i])
 
 
-def view(model: Model) -> View:
-    """The float view of a compact model."""
+def view(model: Model, priced: Collection[str] = ()) -> View:
+    """The float view of a compact model; rows named in `priced` get a price, whatever they are over."""
     sizes = tuple(len(domain) for domain in model.domains)
     hard, soft, ties = [], [], []
     for source, row in enumerate(model.rows):
-        tie = tie_of(row)
+        tie = None if row.name in priced else tie_of(row)
         if tie is not None:
             ties.append(tie)
             continue
-        forbidden = _forbidden(row, sizes)
+        forbidden = None if row.name in priced else _forbidden(row, sizes)
         if forbidden is None:
             soft.append((source, row))
         else:

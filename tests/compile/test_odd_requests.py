@@ -126,7 +126,8 @@ GOOD: dict[str, list[Any]] = {
     "progress": [False],
     "verify": [None, "shapes"],
     "on_interrupt": ["raise", "return"],
-    "on_infeasible": ["raise"],
+    "on_infeasible": ["raise", "relax"],
+    "order": [(), "params", ["params", "flops"]],
     "memory": [None],
     "latency": [None],
 }

@@ -294,7 +294,7 @@ def test_request_of_another_graph_is_refused():
 
 def test_options_that_come_later_are_refused_by_name():
     n = NETS["Mlp"]
-    for option in ({"memory": 0.5}, {"latency": 0.5}, {"on_infeasible": "relax"}):
+    for option in ({"memory": 0.5}, {"latency": 0.5}):
         with pytest.raises(RequestError, match=next(iter(option))):
             sm.prune(n.model(), n.args(), **option)
 

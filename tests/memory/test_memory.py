@@ -202,3 +202,22 @@ def test_what_cannot_be() -> None:
     with pytest.raises(RequestError, match="holds in memory cannot be told"):
         sm.capture(model, x).memory
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_peak_has_a_frontier_prices_and_a_nearest_limit() -> None:
+    model, x = _mlp(), torch.ones(2, 4)
+    problem = sm.Problem(sm.capture(model, x))
+    cost = problem.graph.memory
+    frontier = problem.frontier("memory", points=4, gap=0.0)
+    assert [p.cost for p in frontier] == sorted({p.cost for p in frontier}) and frontier[-1].cost == cost.now
+    for point in frontier:
+        alone = sm.Problem(problem.graph)
+        alone.add(cost <= point.cost)
+        assert point.objective == pytest.approx(alone.solve(gap=0.0).objective)
+        assert point.plan.costs["memory"].after == point.cost
+    problem.add(cost <= 0.7 * cost.now)
+    assert "memory at " in str(problem.solve().explain("0"))
+    least = frontier[0].cost
+    with pytest.warns(UserWarning, match=f"memory: asked for at most 40, given {least}"):
+        plan = sm.prune(model, x, memory=40, on_infeasible="relax")
+    assert plan.costs["memory"].after == peak_bytes(model, (x,)) == least

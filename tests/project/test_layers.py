@@ -30,7 +30,8 @@ LAYERS: dict[str, set[str]] = {
     "progress": {"program"},
     "compile": {"costs", "program"},
     "edits": {"trace"},
-    "plan": {"edits", "graph"},
+    "pictures": {"errors"},
+    "plan": {"edits", "graph", "pictures"},
     "tracing": {"rules"},
     "precision": set(),
     "batches": {"arguments", "interrupts"},
@@ -39,7 +40,10 @@ LAYERS: dict[str, set[str]] = {
     "regularize": {"graph", "values"},
     "building": {"arguments", "tracing"},
     "apply": {"interrupts", "plan", "tracing"},
-    "problem": {"apply", "compile", "progress", "values"},
+    "explain": {"compile", "graph"},
+    "frontier": {"apply", "compile", "pictures"},
+    "problem": {"explain", "frontier", "progress", "values"},
+    "relax": {"frontier", "problem"},
     "select": {"problem"},
     "refine": {"select"},
     "stages": {"lazy", "refine", "repair"},
@@ -67,7 +71,7 @@ TORCH = {
     "repair",
     *FACADES,
 }
-TORCH |= {"precision", "refine", "search", "select", "stages"}
+TORCH |= {"frontier", "precision", "refine", "relax", "search", "select", "stages"}
 ORTOOLS = {"solver", "program"}
 
 
