@@ -23,7 +23,7 @@ from .kernels import kernel_plan
 from .lazy import Pending, lazily
 from .problem import Problem, check_fresh
 from .report import one_line, short
-from .requests import asked, budget_of
+from .requests import Cost, asked, budget_of, timed
 from .resizing import Resizing
 from .select import problem_of
 from .stages import Stages, step_of, take_over
@@ -175,6 +175,7 @@ class Mutator:
         params: float | None = None,
         memory: float | None = None,
         latency: Any = None,
+        table: Any = None,
         values: Values = None,
         round_to: int | None = None,
         keep: str | Iterable[str] | None = None,
@@ -195,7 +196,8 @@ class Mutator:
     ) -> Plan:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
-        Budgets: a number in (0, 1] is a fraction of the present, a larger one absolute. `constraints` may be a list of
+        Budgets: a number in (0, 1] is a fraction of the present, a larger one absolute; `latency`, in ms, goes by a
+        table of `measure_latency`: `latency=(table, 0.5)`, or `latency=8.0` with `table`. `constraints` may be a list of
         requests, or a function from the graph to such a list. `grow` lets layers get new units where that is worth
         more than what it costs (see `Problem.grow`); outputs stay as they were where nothing goes. `init` says what new
         units hold: "split" makes them copies of old ones (see `resize`), and so does grow="split", which lets as many
@@ -209,8 +211,8 @@ class Mutator:
         correct the values, and the plan that measures best is taken; the uniform plan is always among them. The plan is
         still one, for the model as it was.
         """
-        if memory is not None or latency is not None:
-            raise RequestError("budgets on memory and latency are not available in this version; give flops or params")
+        if memory is not None:
+            raise RequestError("a budget on memory is not available in this version; give flops, params or latency")
         if on_infeasible != "raise":
             raise RequestError(
                 f"on_infeasible={shown(on_infeasible)} is not available for prune; it raises with the conflict"
@@ -219,7 +221,12 @@ class Mutator:
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
         check_fresh(self.graph)
-        limits = {"flops": flops, "params": params}
+        times, ms = (None, None) if latency is None else timed(latency, table)
+        limits: list[tuple[Callable[[Graph], Cost], Any]] = [
+            (lambda g: g.flops, flops),
+            (lambda g: g.params, params),
+            (lambda g: g.latency(times), ms),
+        ]
 
         def ask(graph: Graph, part: float) -> Problem:
             problem = problem_of(graph, values, round_to=round_to, keep=keep, constraints=constraints)
@@ -227,9 +234,9 @@ class Mutator:
                 problem.split()
             if grow is not None and grow is not False:
                 problem.grow(grow)
-            for name, limit in limits.items():
+            for cost, limit in limits:
                 if limit is not None:
-                    problem.add(step_of(budget_of(self.graph.costs[name], limit), graph.costs[name], part))
+                    problem.add(step_of(budget_of(cost(self.graph), limit), cost(graph), part))
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)

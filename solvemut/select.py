@@ -20,7 +20,7 @@ from .errors import InfeasibleError
 from .graph import Graph
 from .plan import kept_units
 from .problem import Problem
-from .requests import Budget, asked, budget_of
+from .requests import Budget, asked, budget_of, timed
 from .values import Values, kinds, ranked
 
 STEPS = 24  # of a bisection
@@ -34,6 +34,8 @@ def problem_of(
     round_to: int | None = None,
     keep: str | Iterable[str] | None = None,
     constraints: Any = None,
+    latency: Any = None,
+    table: Any = None,
 ) -> Problem:
     """The problem that a request of `prune` states."""
     problem = Problem(graph)
@@ -44,6 +46,9 @@ def problem_of(
     for cost, limit in ((graph.flops, flops), (graph.params, params)):
         if limit is not None:
             problem.add(budget_of(cost, limit))
+    if latency is not None:
+        times, limit = timed(latency, table)
+        problem.add(budget_of(graph.latency(times), limit))
     return problem
 
 

@@ -1,0 +1,1 @@
+from .roofline import roofline

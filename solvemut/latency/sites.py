@@ -6,7 +6,7 @@ change is a letter. A measured time is known by that key, whatever model it was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -21,6 +21,7 @@ from ..plan import node_after, param_shape, shape_after
 from ..trace import Node, Ref
 
 FREE = ("getitem",)  # takes an element of a list: nothing runs
+Form = tuple[Fraction, ...]  # a constant, and a factor for each size
 SILENT = ("width", "in_width", "mask", "cudnn_enabled", "cudnn_enable", "momentum", "eps")  # no matter of time
 
 
@@ -85,7 +86,22 @@ class Site:
 
     def at(self, sizes: Sequence[int]) -> tuple[Node, dict[str, tuple[int, ...]]]:
         """The node, and the shapes of what it reads, where each axis has that size."""
-        return _at(self.graph, self.node, self.axes, sizes)
+        return _at(self.graph, self.node, times_at(self.graph, self.axes, sizes))
+
+    def forms(self, of: Callable[[np.ndarray], Sequence[int]]) -> list[Form]:
+        """Numbers that depend on the units that stay (`times`, by unit class), as linear forms of this site's sizes."""
+        return _forms(self.graph, self.axes, of)
+
+    def tensors(self) -> list[list[Form]]:
+        """The dims of what it reads and makes."""
+
+        def dims(times: np.ndarray) -> list[int]:
+            node, shapes = _at(self.graph, self.node, times)
+            return [n for s in (*shapes.values(), *node.shapes) for n in s]
+
+        node, shapes = self.at(self.now)
+        flat = iter(self.forms(dims))
+        return [[next(flat) for _ in s] for s in (*shapes.values(), *node.shapes)]
 
     @property
     def now(self) -> tuple[int, ...]:
@@ -191,14 +207,17 @@ def _in_rows(graph: Graph, units: np.ndarray) -> np.ndarray:
     return best
 
 
-def _at(
-    graph: Graph, node: Node, axes: Sequence[Axis | Together], sizes: Sequence[int]
-) -> tuple[Node, dict[str, tuple[int, ...]]]:
-    coupling = graph.coupling
-    times = np.ones(coupling.n_units, dtype=np.int64)
+def times_at(graph: Graph, axes: Sequence[Axis | Together], sizes: Sequence[int]) -> np.ndarray:
+    """Which unit classes stay (1) where each axis has that size."""
+    times = np.ones(graph.coupling.n_units, dtype=np.int64)
     for axis, size in zip(axes, sizes, strict=True):
         if size < axis.now:
             axis.drop(times, size)
+    return times
+
+
+def _at(graph: Graph, node: Node, times: np.ndarray) -> tuple[Node, dict[str, tuple[int, ...]]]:
+    coupling = graph.coupling
     shapes = {}
     for ref in dict.fromkeys(node.refs()):
         value = coupling.values.get(ref)
@@ -214,15 +233,26 @@ def _at(
 
 def _key(graph: Graph, node: Node, axes: Sequence[Axis | Together]) -> str:
     """The op, its arguments and shapes, each int as a linear form of the sizes that can change."""
+    forms = _forms(graph, axes, lambda times: _ints(*_at(graph, node, times)))
+    return _text(graph, node, iter([_in_letters(f) for f in forms]))
+
+
+def _forms(
+    graph: Graph, axes: Sequence[Axis | Together], of: Callable[[np.ndarray], Sequence[int]]
+) -> list[Form]:
+    """Linear forms found by differences: each axis is made as small as it can be, the others staying."""
     now = [a.now for a in axes]
-    seen = [_ints(*_at(graph, node, axes, now))]
-    drops = []
+    whole = of(times_at(graph, axes, now))
+    slopes = []
     for k, axis in enumerate(axes):
-        least = [axis.step if i == k else n for i, n in enumerate(now)]
-        drops.append(axis.now - axis.step)
-        seen.append(_ints(*_at(graph, node, axes, least)))
-    forms = [_form([s[i] for s in seen], now, drops) for i in range(len(seen[0]))]
-    return _text(graph, node, iter(forms))
+        least = of(times_at(graph, axes, [axis.step if i == k else n for i, n in enumerate(now)]))
+        drop = axis.now - axis.step
+        slopes.append([Fraction(w - x, drop) if drop else Fraction(0) for w, x in zip(whole, least, strict=True)])
+    found = []
+    for i, w in enumerate(whole):
+        own = [s[i] for s in slopes]
+        found.append((w - sum((s * n for s, n in zip(own, now, strict=True)), Fraction(0)), *own))
+    return found
 
 
 def _ints(node: Node, shapes: dict[str, tuple[int, ...]]) -> list[int]:
@@ -246,14 +276,9 @@ def _walk(a: Any, shapes: dict[str, tuple[int, ...]]) -> Iterator[int]:
         yield a
 
 
-def _form(values: Sequence[int], now: Sequence[int], drops: Sequence[int]) -> str:
-    constant, text = Fraction(values[0]), []
-    for k, (n, drop) in enumerate(zip(now, drops, strict=True)):
-        slope = Fraction(values[0] - values[k + 1], drop) if drop else Fraction(0)
-        constant -= slope * n
-        if slope:
-            name = "ab"[k]
-            text.append(name if slope == 1 else f"{slope}{name}")
+def _in_letters(form: Form) -> str:
+    constant, *slopes = form
+    text = [name if s == 1 else f"{s}{name}" for s, name in zip(slopes, "ab", strict=False) if s]
     return "+".join([*text, str(constant)] if constant or not text else text)
 
 
