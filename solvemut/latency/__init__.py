@@ -1,1 +1,9 @@
-from .roofline import roofline
+"""Latency: how long the layers of a model take by their sizes, measured or computed, as a cost in milliseconds."""
+
+from .clock import Clock
+from .measure import measure_latency
+from .roofline import Roofline, roofline
+from .samples import Call
+from .table import LatencyTable
+
+__all__ = ["Call", "Clock", "LatencyTable", "Roofline", "measure_latency", "roofline"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,13 +209,10 @@ def _inputs(graph: Graph, device: torch.device, dtype: torch.dtype) -> dict[str,
     return dict(zip(names, tensors, strict=True))
 
 
-def forwards(model: nn.Module, graph: Graph, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
-    """The first call of a graph, made on a model."""
+def forward_of(model: nn.Module, graph: Graph, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
+    """The first call of a graph, made on a model of the same inputs."""
     args, kwargs = graph.examples[0].like(torch.empty(0, dtype=dtype, device=device))
     method = getattr(model, graph.examples[0].method)
-    yield lambda: method(*args, **kwargs)
+    return lambda: method(*args, **kwargs)
 
 
-def points(sizes: Sequence[int], most: Sequence[int]) -> bool:
-    """Whether a site that has `most` can show these sizes."""
-    return all(s <= m for s, m in zip(sizes, most, strict=True))

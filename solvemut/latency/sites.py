@@ -7,7 +7,7 @@ change is a letter. A measured time is known by that key, whatever model it was 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -85,8 +85,24 @@ class Site:
     note: str = ""
 
     def at(self, sizes: Sequence[int]) -> tuple[Node, dict[str, tuple[int, ...]]]:
-        """The node, and the shapes of what it reads, where each axis has that size."""
-        return _at(self.graph, self.node, times_at(self.graph, self.axes, sizes))
+        """The node, and the shapes of what it reads, where each axis has that size, be it more than it has now."""
+        if any(isinstance(a, Together) for a in self.axes):
+            return _at(self.graph, self.node, times_at(self.graph, self.axes, sizes))
+        ints = iter([int(c + sum(s * n for s, n in zip(f, sizes, strict=True))) for c, *f in self._ints])
+        args = {k: _rewritten(a, ints) for k, a in self.node.args.items()}
+        reads = {r: tuple(next(ints) for _ in _shape(self.graph, r)) for r in dict.fromkeys(self.node.refs())}
+        shapes = tuple(tuple(next(ints) for _ in s) for s in self.node.shapes)
+        return replace(self.node, args=args, shapes=shapes), reads
+
+    @cached_property
+    def _ints(self) -> list[Form]:
+        """The ints of the arguments, then the shapes of what it reads and makes."""
+
+        def ints(times: np.ndarray) -> list[int]:
+            node, shapes = _at(self.graph, self.node, times)
+            return [*_walk(node.args, {}), *(n for s in (*shapes.values(), *node.shapes) for n in s)]
+
+        return self.forms(ints)
 
     def forms(self, of: Callable[[np.ndarray], Sequence[int]]) -> list[Form]:
         """Numbers that depend on the units that stay (`times`, by unit class), as linear forms of this site's sizes."""
@@ -95,13 +111,9 @@ class Site:
     def tensors(self) -> list[list[Form]]:
         """The dims of what it reads and makes."""
 
-        def dims(times: np.ndarray) -> list[int]:
-            node, shapes = _at(self.graph, self.node, times)
-            return [n for s in (*shapes.values(), *node.shapes) for n in s]
-
-        node, shapes = self.at(self.now)
-        flat = iter(self.forms(dims))
-        return [[next(flat) for _ in s] for s in (*shapes.values(), *node.shapes)]
+        shapes = [*(_shape(self.graph, r) for r in dict.fromkeys(self.node.refs())), *self.node.shapes]
+        flat = iter(self._ints[-sum(map(len, shapes)) :] if any(shapes) else [])
+        return [[next(flat) for _ in s] for s in shapes]
 
     @property
     def now(self) -> tuple[int, ...]:
@@ -226,6 +238,13 @@ def _at(graph: Graph, node: Node, times: np.ndarray) -> tuple[Node, dict[str, tu
         elif isinstance(value, Labels):
             shapes[ref] = shape_after(coupling, value, times, node.at())
     return node_after(coupling, node, times), shapes
+
+
+def _rewritten(a: Any, ints: Iterator[int]) -> Any:
+    """Arguments with other ints, in the order of `_walk`."""
+    if isinstance(a, (list, tuple)):
+        return type(a)(_rewritten(x, ints) for x in a)
+    return next(ints) if isinstance(a, int) and not isinstance(a, bool) else a
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------
