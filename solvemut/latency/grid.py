@@ -83,15 +83,23 @@ def refined(
     steps: Sequence[int],
     multiple: int,
     tolerance: float,
+    points: int,
 ) -> tuple[tuple[int, ...], ...]:
-    """The grid with a size put into the gaps beside each line that bends by more than `tolerance`."""
+    """The grid with a size put into the gaps beside each line that bends by more than `tolerance`, the worst first.
+
+    It has at most so many points.
+
+    >>> refined([(2, 4, 8)], np.array([0.0, 9.0, 10.0]), [1], 1, 1.0, 4)
+    ((2, 3, 4, 8),)
+    """
     new = [set(at) for at in grid]
-    for by, axis, k in bends(grid, values):
-        if by > tolerance:
-            at = grid[axis]
-            for low, high in ((at[k - 1], at[k]), (at[k], at[k + 1])):
-                if (found := halved(low, high, at[-1], steps[axis], multiple)) is not None:
-                    new[axis].add(found)
+    for by, axis, k in sorted(bends(grid, values), key=lambda b: -b[0]):
+        at = grid[axis]
+        for low, high in ((at[k - 1], at[k]), (at[k], at[k + 1])) if by > tolerance else ():
+            found = halved(low, high, at[-1], steps[axis], multiple)
+            more = [len(a) + (j == axis) for j, a in enumerate(new)]
+            if found is not None and int(np.prod(more)) <= points:
+                new[axis].add(found)
     return tuple(tuple(sorted(a)) for a in new)
 
 

@@ -26,7 +26,7 @@ from .sites import Site, by_key, sites
 from .table import Entry, Fit, LatencyTable
 from .whole import Run, drawn_plans, fitted, node_seconds, timed_models
 
-TIMES_REFINED = 2
+TIMES_REFINED = 1
 SAVE_SECONDS = 5.0  # between two states on disk
 
 
@@ -51,8 +51,8 @@ def measure_latency(
     *,
     table: LatencyTable | None = None,
     cache: str | Path | None = None,
-    rounds: int = 5,
-    points: int = 3000,
+    rounds: int = 3,
+    points: int = 64,
     multiple: int = 8,
     tolerance: float = 0.03,
     check: int = 8,
@@ -63,7 +63,7 @@ def measure_latency(
     """A table of how long each kind of layer of a graph takes by its sizes, on this device; milliseconds by sizes.
 
     Every node is timed alone, on random numbers, over a grid of sizes: multiples of `multiple`, more of them where a
-    surface bends by more than `tolerance` (of the node's time at full size), at most `points` in all. Each point is
+    surface bends by more than `tolerance` (of the node's time at full size), at most `points` for each kind. Each point is
     measured in `rounds` passes through the model, so that caches are as in a forward, and is their median. Then `check`
     pruned copies of the model are run whole: a correction is fitted to them, and `table.error` says how well the table
     foretells each that is left out of the fit. `between` says what holds between the measured sizes: straight lines, or
@@ -214,25 +214,24 @@ class Work:
         self.passes = run_passes(kinds, self.clock, self._call, self.options.rounds, rng, first, after)
 
     def _refine(self, kinds: list[Kind]) -> bool:
-        """Put sizes where surfaces bend, the kinds that take most of the model's time first; False if none do."""
+        """Put sizes where surfaces bend, of kinds whose time matters; False if none do."""
         found = surfaces(kinds)
         total = sum(float(found[k.key].reshape(-1)[-1]) * len(k.sites) for k in kinds)
-        used, grew = sum(len(k.points) for k in self.kinds), False
-        for k in sorted(kinds, key=lambda k: -float(found[k.key].reshape(-1)[-1]) * len(k.sites)):
+        grew = False
+        for k in kinds:
             values = found[k.key]
             share = float(values.reshape(-1)[-1]) * len(k.sites) / total if total else 0.0
             if not k.grid or share < self.options.tolerance / 10:
                 continue
             steps = [a.step for a in k.sites[0].axes]
             bend = self.options.tolerance * float(values.max())
-            grid = refined(k.grid, values, steps, self.options.multiple, bend)
-            more = int(np.prod([len(a) for a in grid])) - len(k.points)
-            if more and used + more <= self.options.points:
-                before = (k.grid, k.note)
-                k.grid, k.queue, used, grew = grid, [], used + more, True
+            grid = refined(k.grid, values, steps, self.options.multiple, bend, self.options.points)
+            if grid != k.grid:
+                before = (k.grid, k.note, k.samples)
+                k.grid, k.queue, grew = grid, [], True
                 self._try(k)
                 if k.note != before[1]:  # one of the new points cannot be run
-                    k.grid, k.note = before
+                    k.grid, k.note, k.samples = before
         return grew
 
     def _found(self) -> dict[str, tuple[Kind, np.ndarray]]:
