@@ -197,8 +197,8 @@ class Mutator:
         """Keep what is worth most within budgets; the model and the optimizer's state are changed in place.
 
         Budgets: a number in (0, 1] is a fraction of the present, a larger one absolute; `latency`, in ms, goes by a
-        table of `measure_latency`: `latency=(table, 0.5)`, or `latency=8.0` with `table`. `constraints` may be a list of
-        requests, or a function from the graph to such a list. `grow` lets layers get new units where that is worth
+        table of `measure_latency`: `latency=(table, 0.5)`, or `latency=8.0` with `table`. `constraints` may be a list
+        of requests, or a function from the graph to such a list. `grow` lets layers get new units where that is worth
         more than what it costs (see `Problem.grow`); outputs stay as they were where nothing goes. `init` says what new
         units hold: "split" makes them copies of old ones (see `resize`), and so does grow="split", which lets as many
         come as there are; a function draws them (see `Plan.apply`). Ctrl-C during the solve changes nothing: it raises

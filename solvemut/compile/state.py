@@ -260,7 +260,7 @@ class Statement:
     def _table(self, t: Table, resource: str) -> None:
         """A table over one size or two, each made by one choice, or a width of its own."""
         entries = np.asarray(t.values)
-        if entries.dtype.kind not in "iu" or entries.size and largest(entries) >= FITS:
+        if entries.dtype.kind not in "iu" or (entries.size and largest(entries) >= FITS):
             entries = entries.astype(object)
         over: list[tuple[Width, list[int]]] = []
         for e in t.extents:

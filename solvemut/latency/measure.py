@@ -63,7 +63,7 @@ def measure_latency(
     """A table of how long each kind of layer of a graph takes by its sizes, on this device; milliseconds by sizes.
 
     Every node is timed alone, on random numbers, over a grid of sizes: multiples of `multiple`, more of them where a
-    surface bends by more than `tolerance` (of the node's time at full size), at most `points` for each kind. Each point is
+    surface bends by more than `tolerance` (of a node's largest time), at most `points` for each kind. Each point is
     measured in `rounds` passes through the model, so that caches are as in a forward, and is their median. Then `check`
     pruned copies of the model are run whole: a correction is fitted to them, and `table.error` says how well the table
     foretells each that is left out of the fit. `between` says what holds between the measured sizes: straight lines, or
@@ -95,7 +95,9 @@ def _refused(graph: Any, batch: Any, compile: Any) -> None:
     if not isinstance(graph, Graph):
         raise RequestError(f"measure_latency takes the graph of a model, as capture gives it, not {shown(graph)}")
     if flag(compile, "compile"):
-        raise RequestError("measure_latency(compile=True): compiled models are not measured in this version, only eager")
+        raise RequestError(
+            "measure_latency(compile=True): compiled models are not measured in this version, only eager"
+        )
     shapes = [s for k, s in graph.trace.inputs.items() if ":" not in k and s]
     if batch is not None and (not shapes or batch != shapes[0][0]):
         now = shapes[0][0] if shapes else "none"
@@ -144,7 +146,9 @@ class Work:
             self._measure()
         entries = {**old, **{k: self._entry(kind, v) for k, (kind, v) in self._found().items()}}
         notes = tuple(f"{k.sites[0].node.at()}: {k.sites[0].note}" for k in self.kinds if k.sites[0].note)
-        found = LatencyTable(entries=entries, notes=notes[:20], **self.label)
+        found = LatencyTable(
+            self.label["device"], entries, dtype=self.label["dtype"], versions=self.label["versions"], notes=notes[:20]
+        )
         return replace(found, fit=self._fit(found, dtype, known))
 
     def _known(self, table: LatencyTable | None) -> dict[str, Entry]:
@@ -250,12 +254,11 @@ class Work:
         graph, clock = self.graph, self.clock
         if self.options.check == 0 or clock.device is None or graph.model is None or not graph.examples:
             return Fit() if known is None else known.fit
-        device = clock.device
-        self.reporter.tell("latency: whole models") if self.reporter.is_due() else None
+        if self.reporter.is_due():
+            self.reporter.tell("latency: whole models")
         with torch.inference_mode(False):
             drawn = list(drawn_plans(graph, self.options.check, self.options.multiple, self.options.seed))
         seconds = timed_models(graph, [m for m, _ in drawn], clock, dtype, self.options.rounds)
-        del device
         most = {s.key: s.now for s in sites(graph)}
         plain: dict[tuple[str, Point], np.ndarray] = {}
 
@@ -311,4 +314,6 @@ class Work:
                 k.samples = {tuple(p): [(int(n), float(s)) for n, s in found] for p, found in samples}
             self.passes = int(data["passes"])
         except (KeyError, TypeError, ValueError, SolvemutError) as e:
-            raise RequestError(f"the state in {file} is damaged ({type(e).__name__}): remove it to begin anew") from None
+            raise RequestError(
+                f"the state in {file} is damaged ({type(e).__name__}): remove it to begin anew"
+            ) from None

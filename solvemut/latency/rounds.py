@@ -1,4 +1,4 @@
-"""Rounds: every kind of node is timed at every point of its grid, in passes that go through the model as a forward does.
+"""Rounds: every kind of node is timed at every point of its grid, in passes through the model as a forward makes them.
 
 In a pass each node takes the next point of its kind's grid. So what lies in the caches is what lies there in a forward,
 and whatever slows the machine down for a while hits all nodes of a pass: it is found as that pass's factor, and taken

@@ -108,9 +108,7 @@ def _shapes(out: Any) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in (out if isinstance(out, (list, tuple)) else [out])]
 
 
-def _arguments(
-    node: Node, tensors: dict[str, torch.Tensor], device: torch.device
-) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(node: Node, tensors: dict[str, torch.Tensor], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
     """Arguments by place, those that go by name alone by name; what is no argument of the operation is left out."""
     schema = _schema(node)
     args, kwargs = [], {}
@@ -214,5 +212,3 @@ def forward_of(model: nn.Module, graph: Graph, device: torch.device, dtype: torc
     args, kwargs = graph.examples[0].like(torch.empty(0, dtype=dtype, device=device))
     method = getattr(model, graph.examples[0].method)
     return lambda: method(*args, **kwargs)
-
-

@@ -256,9 +256,7 @@ def _key(graph: Graph, node: Node, axes: Sequence[Axis | Together]) -> str:
     return _text(graph, node, iter([_in_letters(f) for f in forms]))
 
 
-def _forms(
-    graph: Graph, axes: Sequence[Axis | Together], of: Callable[[np.ndarray], Sequence[int]]
-) -> list[Form]:
+def _forms(graph: Graph, axes: Sequence[Axis | Together], of: Callable[[np.ndarray], Sequence[int]]) -> list[Form]:
     """Linear forms found by differences: each axis is made as small as it can be, the others staying."""
     now = [a.now for a in axes]
     whole = of(times_at(graph, axes, now))

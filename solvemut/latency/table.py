@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ class LatencyTable:
         lines = [head]
         if self.fit.measured:
             lines.append(
-                f"error on {len(self.fit.measured)} whole models held out: median {self.error:.1%}, worst {self.worst:.1%}"
+                f"error on {len(self.fit.measured)} whole models, each held out: "
+                f"median {self.error:.1%}, worst {self.worst:.1%}"
             )
         noted = [f"{k}: {e.note}" for k, e in self.entries.items() if e.note]
         return "\n".join([*lines, *self.notes, *noted])
@@ -206,7 +208,7 @@ def _real(x: Any) -> float:
 def _entry(grid: Any, values: Any, works: Any, count: Any, note: Any) -> Entry:
     sizes = tuple(tuple(int(n) for n in a) for a in grid)
     found = np.array(values, dtype=float)
-    if any(not a or a[0] < 1 or any(x >= y for x, y in zip(a, a[1:], strict=False)) for a in sizes) or len(sizes) > 2:
+    if any(not a or a[0] < 1 or any(x >= y for x, y in pairwise(a)) for a in sizes) or len(sizes) > 2:
         raise ValueError(f"the sizes {shown(grid)} do not rise from 1")
     if found.shape != tuple(len(a) for a in sizes) or not np.isfinite(found).all() or (found < 0).any():
         raise ValueError(f"{found.shape} numbers of at least 0 for sizes {shown(grid)}")

@@ -91,7 +91,9 @@ def fitted(runs: Sequence[Run]) -> Fit:
     """The correction that brings the sums near the runs, with what it says of each when that one is left out."""
     if not runs:
         return Fit()
-    out = [_least_squares([r for r in runs if r is not left]) for left in runs] if len(runs) > 2 else [Fit()] * len(runs)
+    out = (
+        [_least_squares([r for r in runs if r is not left]) for left in runs] if len(runs) > 2 else [Fit()] * len(runs)
+    )
     found = _least_squares(runs) if len(runs) > 2 else Fit()
     measured = tuple(r.seconds * 1e3 for r in runs)
     held_out = tuple(r.predicted(fit) * 1e3 for r, fit in zip(runs, out, strict=True))

@@ -16,10 +16,10 @@ from .cost import cost_of
 from .sites import Form, Site
 from .table import TICKS
 
-VIEWS = frozenset(
-    "view reshape flatten unflatten transpose permute t expand squeeze unsqueeze select slice split chunk dropout "
-    "alias detach contiguous identity unbind narrow".split()
-)
+VIEWS = frozenset(("view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "expand", "squeeze")) | {
+    *("unsqueeze", "select", "slice", "split", "chunk", "unbind", "narrow", "detach", "alias"),
+    *("contiguous", "identity", "dropout"),
+}
 
 
 @dataclass(frozen=True)
