@@ -175,7 +175,7 @@ def _axes(graph: Graph, node: Node) -> list[Axis]:
     label_of = _label_of(graph)
     found = [(first[k], every[of == k]) for k in range(len(first))]
     found.sort(key=lambda f: (f[0], int(f[1][0])))
-    return [Axis(_in_rows(graph, units), label_of) for _, units in found if len(units) > 1]
+    return [Axis(_in_rows(graph, units), label_of) for _, units in found]
 
 
 def _label_of(graph: Graph) -> np.ndarray:
@@ -257,14 +257,20 @@ def _key(graph: Graph, node: Node, axes: Sequence[Axis | Together]) -> str:
 
 
 def _forms(graph: Graph, axes: Sequence[Axis | Together], of: Callable[[np.ndarray], Sequence[int]]) -> list[Form]:
-    """Linear forms found by differences: each axis is made as small as it can be, the others staying."""
+    """Linear forms found by differences: each axis is made as small as it can be, the others staying.
+
+    An axis that is that small already is made twice as large.
+    """
     now = [a.now for a in axes]
     whole = of(times_at(graph, axes, now))
     slopes = []
     for k, axis in enumerate(axes):
-        least = of(times_at(graph, axes, [axis.step if i == k else n for i, n in enumerate(now)]))
-        drop = axis.now - axis.step
-        slopes.append([Fraction(w - x, drop) if drop else Fraction(0) for w, x in zip(whole, least, strict=True)])
+        change = axis.step - axis.now
+        other = times_at(graph, axes, [axis.step if i == k else n for i, n in enumerate(now)])
+        if not change:
+            change = axis.now
+            other[graph.coupling.unit_of[axis.extent.labels]] = 2
+        slopes.append([Fraction(x - w, change) for w, x in zip(whole, of(other), strict=True)])
     found = []
     for i, w in enumerate(whole):
         own = [s[i] for s in slopes]

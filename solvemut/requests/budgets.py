@@ -95,7 +95,7 @@ class Cost:
         return count if self.scale == 1 else count / self.scale
 
     def count(self, coupling: Any, kept: np.ndarray, on: Mapping[str, bool] | None = None) -> int:
-        """The whole number when only `kept` (bool per unit class) stays; switches are as `on` says, else as they are."""
+        """The whole number when only `kept` (bool per unit class) stays; switches as `on` says, else as they are."""
         states = on or {}
         terms = [m for m in self.monomials if m.when is None or states.get(m.when.name, m.when.now)]
         return sum(m.at([coupling.count(e, kept) for e in m.extents]) for m in terms)
