@@ -157,9 +157,9 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
         missed += [f"{name}: value"] * (r["half"]["value"] <= r["half"]["value of FLOPs"])
     parts = [
         table(HEAD, [cells(name, r) for name, r in results.items()]),
-        f"errors: median / worst; own: of the table on the models that it was fitted to, each held out; held out: on "
-        f"{HELD_OUT} pruned copies that it never saw; reached: measured latency of the plan within {FRACTION:.0%}; value: "
-        "share that it keeps, beside what budgets on FLOPs keep at equal measured latency",
+        "errors: median / worst; own: of the table on the models that it was fitted to, each held out; held out: on "
+        f"{HELD_OUT} pruned copies that it never saw; reached: measured latency of the plan within {FRACTION:.0%}; "
+        "value: share that it keeps, beside what budgets on FLOPs keep at equal measured latency",
         "all targets hit" if not missed else "not hit: " + ", ".join(missed),
     ]
     return "\n\n".join(parts)

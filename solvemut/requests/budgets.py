@@ -125,13 +125,7 @@ class Cost:
 
     def _limit(self, sense: str, limit: Any) -> Fraction:
         found = Fraction(number(limit, f"{self.name} {sense} {shown(limit)}", "a budget is a finite number"))
-        return found if self.scale == 1 else self._counted(found)
-
-    def _counted(self, limit: Fraction) -> Fraction:
-        """A limit in whole numbers: `0.3 * cost.now` is a float, which must not miss a count by its rounding."""
-        found = limit * self.scale
-        whole = round(found)
-        return Fraction(whole) if abs(found - whole) <= ROUNDING * abs(whole) else found
+        return found if self.scale == 1 else _snapped(found * self.scale)
 
     def __str__(self) -> str:
         return self.name
@@ -179,4 +173,13 @@ def budget_of(cost: Cost, limit: float) -> Budget:
     found = number(limit, what, give)
     if not found > 0:
         raise RequestError(f"{what}: {give}")
-    return Budget(cost, Fraction(found) * cost.counted) if found <= 1 else cost <= found
+    if found > 1:
+        return cost <= found
+    share = Fraction(found) * cost.counted
+    return Budget(cost, share if cost.scale == 1 else _snapped(share))
+
+
+def _snapped(limit: Fraction) -> Fraction:
+    """A limit in whole numbers: `0.3 * cost.now` is a float, which must not miss a count by its rounding."""
+    whole = round(limit)
+    return Fraction(whole) if abs(limit - whole) <= ROUNDING * abs(whole) else limit
