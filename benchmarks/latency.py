@@ -45,7 +45,7 @@ from solvemut.values import unit_values
 MODELS = ("resnet18", "mobilenet_v2", "vit_b_16")
 QUICK = ("resnet18",)
 HELD_OUT, MULTIPLE, ROUNDS, FRACTION = 8, 8, 5, 0.5
-LADDER = (0.25, 0.35, 0.45, 0.55, 0.65, 0.8)  # FLOPs of the plans beside, as fractions
+LADDER = (0.1, 0.18, 0.26, 0.36, 0.48, 0.62)  # FLOPs of the plans beside, as fractions
 MEDIAN, WORST = 0.07, 0.15  # the errors aimed at
 
 

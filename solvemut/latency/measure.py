@@ -72,7 +72,13 @@ def measure_latency(
     `device` is the model's, unless one is given; on a processor as many threads run as torch has now. `dtype` is that
     of the model; `batch` must be that of the captured example. With a `table` of the same device just what it lacks is
     measured. `cache` names a folder where the state is kept by device and versions, so that what was interrupted goes
-    on from there. RequestError for what cannot be measured: a graph without its model, another batch, compile=True.
+    on from there. RequestError for what cannot be measured: another batch, compile=True.
+
+    >>> import torch, solvemut as sm
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> table = sm.measure_latency(sm.capture(model, torch.ones(16, 8)), rounds=1, check=0)
+    >>> table.entries["relu(self=<16,a>) -> <16,a>"].grid
+    ((8, 16, 24, 32),)
     """
     _refused(graph, batch, compile)
     options = Options(
@@ -87,8 +93,8 @@ def measure_latency(
     clock: Clock = device if callable(getattr(device, "laps", None)) else clock_of(_device(graph, device))
     progress = None if progress is None else flag(progress, "progress")
     with torch.inference_mode(), Reporter(progress) as reporter:
-        work = Work(graph, clock, dtype, options, reporter, None if cache is None else Path(cache))
-        return replace(work.table(table), between=between)
+        work = Work(graph, clock, dtype, options, reporter, None if cache is None else Path(cache), between)
+        return work.table(table)
 
 
 def _refused(graph: Any, batch: Any, compile: Any) -> None:
@@ -126,6 +132,7 @@ class Work:
     options: Options
     reporter: Reporter
     folder: Path | None
+    between: str
     kinds: list[Kind] = field(default_factory=list)
     passes: int = 0
     saved: float = field(default_factory=time.monotonic)
@@ -147,7 +154,12 @@ class Work:
         entries = {**old, **{k: self._entry(kind, v) for k, (kind, v) in self._found().items()}}
         notes = tuple(f"{k.sites[0].node.at()}: {k.sites[0].note}" for k in self.kinds if k.sites[0].note)
         found = LatencyTable(
-            self.label["device"], entries, dtype=self.label["dtype"], versions=self.label["versions"], notes=notes[:20]
+            self.label["device"],
+            entries,
+            between=self.between,
+            dtype=self.label["dtype"],
+            versions=self.label["versions"],
+            notes=notes[:20],
         )
         return replace(found, fit=self._fit(found, dtype, known))
 

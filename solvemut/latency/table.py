@@ -71,11 +71,9 @@ class LatencyTable:
     >>> import torch, solvemut as sm
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
     >>> graph = sm.capture(model, torch.ones(16, 8))
-    >>> table = sm.roofline(flops_per_s=1e9, bytes_per_s=1e9, overhead_s=1e-6)
-    >>> graph.latency(table).now
-    0.033864
-    >>> sm.LatencyTable.from_json(table.to_json()) == table
-    True
+    >>> table = sm.measure_latency(graph, rounds=1, check=0)
+    >>> graph.latency(table).now > 0, sm.LatencyTable.from_json(table.to_json()) == table
+    (True, True)
     """
 
     device: str
