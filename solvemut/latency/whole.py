@@ -68,17 +68,20 @@ def timed_models(
     rounds: int,
     after: Callable[[int], object] = lambda left: None,
 ) -> list[float]:
-    """Seconds of a forward of each: medians over rounds that run them in turn, without what slowed a round down."""
+    """Seconds of a forward of each. The first, run beside every other one, says how fast the machine is at that moment.
+
+    Of each model the median over rounds of how it compares with the first is taken, times the median of the first.
+    """
     assert clock.device is not None
     forwards = [forward_of(m.to(clock.device, dtype).eval(), graph, clock.device, dtype) for m in models]
-    found = np.empty((2 * rounds, len(models)))
+    found, beside = np.empty((rounds, len(models))), np.empty((rounds, len(models)))
     for r in range(rounds):
         for k, forward in enumerate(forwards):
-            clock.run(forward)
-            found[2 * r : 2 * r + 2, k] = clock.run(forward), clock.run(forward)
+            for timed, f in ((beside, forwards[0]), (found, forward)):
+                clock.run(f)  # its weights come into the caches
+                timed[r, k] = clock.run(f)
         after(rounds - r - 1)
-    factors = np.median(found / np.median(found, axis=0), axis=1, keepdims=True)
-    return [float(x) for x in np.median(found / factors * np.median(factors), axis=0)]
+    return [float(x) for x in np.median(found / beside, axis=0) * np.median(beside)]
 
 
 def node_seconds(graph: Graph, at: Callable[[str, tuple[int, ...]], float], kept: np.ndarray) -> np.ndarray:
