@@ -60,6 +60,7 @@ def drawn_plans(graph: Graph, n: int, multiple: int, seed: int) -> Iterator[tupl
         yield model, kept_units(graph, plan)
 
 
+@torch.inference_mode()
 def timed_models(
     graph: Graph,
     models: Sequence[torch.nn.Module],
