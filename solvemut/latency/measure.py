@@ -27,6 +27,7 @@ from .table import Entry, Fit, LatencyTable
 from .whole import Run, drawn_plans, fitted, node_seconds, timed_models
 
 TIMES_REFINED = 1
+ROUNDS = 5  # of whole models, at least
 SAVE_SECONDS = 5.0  # between two states on disk
 
 
@@ -270,7 +271,7 @@ class Work:
             self.reporter.tell("latency: whole models")
         with torch.inference_mode(False):
             drawn = list(drawn_plans(graph, self.options.check, self.options.multiple, self.options.seed))
-        seconds = timed_models(graph, [m for m, _ in drawn], clock, dtype, self.options.rounds)
+        seconds = timed_models(graph, [m for m, _ in drawn], clock, dtype, max(ROUNDS, self.options.rounds))
         most = {s.key: s.now for s in sites(graph)}
         plain: dict[tuple[str, Point], np.ndarray] = {}
 

@@ -184,7 +184,7 @@ def test_the_correction_finds_the_factors_and_each_run_is_held_out():
         nodes = rng.uniform(1e-4, 1e-3, 20)
         runs.append(Run(float((nodes * np.where(works, 1.2, 0.9)).sum() + 20 * 2e-5), nodes, works))
     fit = fitted(runs)
-    assert max(fit.errors) < 0.02 < max(abs(p / m - 1) for p, m in zip(fit.plain, fit.measured, strict=True))
+    assert max(fit.errors) < 0.03 < max(abs(p / m - 1) for p, m in zip(fit.plain, fit.measured, strict=True))
     assert len(fit.measured) == len(fit.held_out) == 30
     off = fitted([*runs[:-1], Run(10 * runs[-1].seconds, runs[-1].nodes, works)])
     assert off.errors[-1] > 0.8  # it had no part in its own prediction
