@@ -46,7 +46,7 @@ class Roofline:
         for w in works:
             extents = site.forms(lambda times, w=w: [coupling.count(e, times) for e in w.extents])  # type: ignore[misc]
             computed += 2 * w.coefficient * _product(extents, site.now)
-        moved = sum((_product(dims, site.now) for dims in site.tensors()), np.zeros(1)) * self.element
+        moved = sum((_product(dims, site.now) for dims in site.tensors()), np.zeros_like(computed)) * self.element
         seconds = np.maximum(computed / self.flops_per_s, moved / self.bytes_per_s) + self.overhead_s
         return np.rint(np.maximum(0.0, seconds) * TICKS * 1000).astype(np.int64)
 

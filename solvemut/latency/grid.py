@@ -14,7 +14,7 @@ def first_sizes(most: int, step: int, multiple: int) -> tuple[int, ...]:
     """The sizes at which an axis is measured first: multiples of its step, and of `multiple` where it is larger.
 
     >>> first_sizes(512, 1, 8), first_sizes(12, 1, 8), first_sizes(64, 16, 8), first_sizes(100, 1, 8)
-    ((64, 128, 256, 384, 512), (1, 3, 6, 9, 12), (16, 32, 48, 64), (16, 24, 48, 72, 100))
+    ((64, 128, 256, 384, 512), (2, 3, 6, 9, 12), (16, 32, 48, 64), (16, 24, 48, 72, 100))
     """
     found = {snapped(share * most, most, step, multiple) for share in FIRST}
     return tuple(sorted(found))
