@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .apply import Plan
     from .building import Builder, editable, identity_init
     from .graph import Graph, Vertex
+    from .latency import LatencyTable, measure_latency, roofline
     from .mutator import Mutator, capture, prune
     from .problem import Problem
     from .requests import between, exactly, ratio, relaxed
@@ -23,13 +24,16 @@ _HOMES = {
     "Builder": "building",
     "Graph": "graph",
     "Vertex": "graph",
+    "LatencyTable": "latency",
     "Mutator": "mutator",
     "Plan": "apply",
     "Problem": "problem",
     "capture": "mutator",
     "editable": "building",
     "identity_init": "building",
+    "measure_latency": "latency",
     "prune": "mutator",
+    "roofline": "latency",
     "between": "requests",
     "exactly": "requests",
     "ratio": "requests",
@@ -39,6 +43,7 @@ _MODULES = ("errors", "program", "regularize", "repair", "search", "select", "va
 __all__ = [
     "Builder",
     "Graph",
+    "LatencyTable",
     "Mutator",
     "Plan",
     "Problem",
@@ -49,12 +54,14 @@ __all__ = [
     "errors",
     "exactly",
     "identity_init",
+    "measure_latency",
     "program",
     "prune",
     "ratio",
     "regularize",
     "relaxed",
     "repair",
+    "roofline",
     "search",
     "select",
     "values",

@@ -36,7 +36,7 @@ class Move:
 
     size: int
     value: float
-    costs: Mapping[str, int]
+    costs: Mapping[str, float]
     net: float | None
     breaks: tuple[str, ...]
 
@@ -57,7 +57,7 @@ class Use:
 
     name: str
     limit: int | float
-    used: int
+    used: float
     left: int | float
     binds: bool
     price: float | None
@@ -223,12 +223,13 @@ class Solved:
     # -- costs and limits ----------------------------------------------------------------------------------------------
 
     @cached_property
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, float]:
         return self._counted(self._times)
 
-    def _counted(self, times: np.ndarray) -> dict[str, int]:
+    def _counted(self, times: np.ndarray) -> dict[str, float]:
+        """By name, in the units that users see."""
         costs = {**self.graph.costs, **{b.cost.name: b.cost for b in self._budgets}}
-        return {name: self._count(cost, times) for name, cost in costs.items()}
+        return {name: cost.told(self._count(cost, times)) for name, cost in costs.items()}
 
     def _count(self, cost: Any, times: np.ndarray) -> int:
         on = self.compiled.decoder.on(self.solution)
@@ -236,18 +237,19 @@ class Solved:
         return found
 
     def _price(self, budget: Budget) -> float | None:
-        """Value per unit of a budget; where several resources count for it, it limits all of them."""
+        """Value per count of a budget; where several resources count for it, it limits all of them."""
         names = [name for b, name in self.compiled.counted if b is budget]
         prices = self.prices.prices
         return sum(prices[n] for n in names) if all(n in prices for n in names) else None
 
     def _use(self, budget: Budget, larger: Move | None, smaller: Move | None) -> Use:
-        used, name = self._count(budget.cost, self._times), str(budget)
+        used, name = budget.cost.told(self._count(budget.cost, self._times)), str(budget)
+        price = self._price(budget)
         limit = budget.told
         blocked = larger if budget.sense == "<=" else smaller
         binds = blocked is not None and name in blocked.breaks
         left = limit - used if budget.sense == "<=" else used - limit
-        return Use(name, limit, used, left, binds, self._price(budget))
+        return Use(name, limit, used, left, binds, None if price is None else price * budget.cost.scale)
 
     def _broken(self, picks: list[int], times: np.ndarray) -> Iterator[str]:
         """Everything that would not hold."""

@@ -35,7 +35,7 @@ class FrontierPoint:
     `bound` is what no plan within the limit can exceed.
     """
 
-    cost: int
+    cost: float  # an int where it is counted
     objective: float
     bound: float
     gap: float
@@ -61,7 +61,7 @@ class Frontier(Sequence[FrontierPoint]):
     resource: str
     points: tuple[FrontierPoint, ...]
     limits: tuple[tuple[float, float], ...]
-    now: tuple[int, float]
+    now: tuple[float, float]
     values: str
     _priced: Callable[[], list[Line]] = field(repr=False)
 
@@ -179,7 +179,8 @@ class Measured:
         priced = solution.prices(self.compiled.choices.question.stage)
         if limit is None or not isfinite(priced.bound):
             return None
-        return float(limit), float(priced.bound), sum(priced.prices[n] for n in self.resources)
+        price, scale = sum(priced.prices[n] for n in self.resources), self.budget.cost.scale
+        return float(limit) / scale, float(priced.bound), price * scale
 
     def lines(self, solutions: Sequence[Solution]) -> list[Line]:
         """See `Frontier.lines`."""
@@ -198,12 +199,12 @@ class Measured:
         compiled = replace(self.compiled, choices=choices, counted=tuple(counted))
         plan: Plan = state._plan(solution, times, compiled, solution.seconds)
         cost = self.budget.cost
-        return replace(plan, costs={cost.name: PlanCost(cost.now, self.spent(solution)), **plan.costs})
+        return replace(plan, costs={cost.name: PlanCost(cost.now, cost.told(self.spent(solution))), **plan.costs})
 
 
 def measured(problem: Any, cost: Cost, worth: Worth) -> Measured:
     """State a problem with a cost that is counted, and not limited but by what the problem says of it."""
-    state, budget = copy.copy(problem), cost <= max(1, cost.now)
+    state, budget = copy.copy(problem), Budget(cost, Fraction(max(1, cost.counted)))
     state.requests = list(problem.requests)
     state.add(budget)
     compiled = state._compiled(worth)
@@ -237,12 +238,12 @@ def frontier_of(problem: Any, resource: str | Cost, points: int, how: tuple[floa
         raise m.problem._explained(e, worth, how[0]) from None
     _uninterrupted(found)
     stage = m.compiled.choices.question.stage
-    limits = [(inf if (n := m.limit(s)) is None else float(n), float(s.bounds[stage])) for s in found]
+    limits = [(inf if (n := m.limit(s)) is None else n / cost.scale, float(s.bounds[stage])) for s in found]
     made: dict[bytes, FrontierPoint] = {}
     for s, (limit, bound) in zip(found, limits, strict=True):
         times = m.compiled.decoder.times(s)
         point = FrontierPoint(
-            m.spent(s),
+            cost.told(m.spent(s)),
             float(s.objectives[stage]),
             bound,
             float(max(s.gaps[: stage + 1])),

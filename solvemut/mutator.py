@@ -24,7 +24,7 @@ from .lazy import Pending, lazily
 from .problem import Problem, check_fresh
 from .relax import in_order, relax_last
 from .report import one_line, short
-from .requests import Budget, asked, budget_of
+from .requests import Budget, Cost, asked, budget_of, timed
 from .resizing import Resizing
 from .select import problem_of
 from .stages import Stages, step_of, take_over
@@ -179,6 +179,7 @@ class Mutator:
         training_memory: float | None = None,
         weight_bytes: float | None = None,
         latency: Any = None,
+        table: Any = None,
         values: Values = None,
         round_to: int | None = None,
         keep: str | Iterable[str] | None = None,
@@ -202,7 +203,8 @@ class Mutator:
 
         Budgets hold together: a number in (0, 1] is a fraction of the present, a larger one absolute. `memory` is the
         peak of a forward, `training_memory` what a training step keeps, `weight_bytes` the size of the state dict, all
-        in bytes (see `Graph.memory`). `constraints` may be a list of requests, or a function from the graph to one.
+        in bytes (see `Graph.memory`). `latency`, in ms, goes by a table of `measure_latency`: `latency=(table, 0.5)`,
+        or `latency=8.0` with `table`. `constraints` may be a list of requests, or a function from the graph to one.
         `grow` lets layers get new units where that is worth more than what it costs (see `Problem.grow`); outputs stay
         as they were where nothing goes. `init` says what new units hold: "split" makes them copies of old ones (see
         `resize`), and so does grow="split", which lets as many come as there are; a function draws them (see
@@ -219,8 +221,6 @@ class Mutator:
         and moves them to the nearest that can be met: the first stays or is exceeded by as little as can be, given that
         the second, and so on, in the `order` of the keywords in the call. Sizes and `constraints` are not relaxed.
         """
-        if latency is not None:
-            raise RequestError("budgets on latency are not available in this version; give flops, params or memory")
         one_of(on_infeasible, "on_infeasible", ("raise", "relax"))
         ranked = [order] if isinstance(order, str) else items(order)
         if ranked is None or not all(isinstance(name, str) for name in ranked):
@@ -229,9 +229,13 @@ class Mutator:
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
         check_fresh(self.graph)
-        limits = {"flops": flops, "params": params, "memory": memory}
+        times, ms = (None, None) if latency is None else timed(latency, table)
+        limits = {"flops": flops, "params": params, "memory": memory, "latency": ms}
         limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
         moved: dict[str, Budget] = {}  # those that had to be relaxed, and those that were kept beside them
+
+        def cost(graph: Graph, name: str) -> Cost:
+            return graph.latency(times) if name == "latency" else graph.cost(name)
 
         def ask(graph: Graph, part: float) -> Problem:
             problem = problem_of(graph, values, round_to=round_to, keep=keep, constraints=constraints)
@@ -241,8 +245,8 @@ class Mutator:
                 problem.grow(grow)
             for name, limit in limits.items():
                 if limit is not None:
-                    budget = moved[name] if name in moved else budget_of(self.graph.cost(name), limit)
-                    problem.add(step_of(budget, graph.cost(name), part))
+                    budget = moved[name] if name in moved else budget_of(cost(self.graph, name), limit)
+                    problem.add(step_of(budget, cost(graph, name), part))
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)

@@ -280,7 +280,7 @@ class Problem:
         for b in (r for r in self.requests if isinstance(r, Budget)):
             name, own = b.cost.name, self._is_own(b.cost)
             if not own and name not in self.graph.costs:
-                found.setdefault(name, PlanCost(b.cost.now, b.cost.count(self.graph.coupling, times)))
+                found.setdefault(name, PlanCost(b.cost.now, b.cost.told(b.cost.count(self.graph.coupling, times))))
             if b.sense == "<=" and (own or name not in self.graph.costs):
                 limits = [limit for limit in (found[name].budget, b.told) if limit is not None]
                 found[name] = replace(found[name], budget=min(limits))
@@ -302,7 +302,7 @@ class Problem:
         for b, name in compiled.counted:
             recounts = [b.cost.count(self.graph.coupling, times)]
             if self._is_own(b.cost):
-                recounts.append(after.costs[b.cost.name].now)
+                recounts.append(after.costs[b.cost.name].counted)
             for found in recounts:
                 if found != solution.costs[name]:
                     raise SolvemutError(

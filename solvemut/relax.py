@@ -60,7 +60,7 @@ def relaxed(problem: Problem, budgets: Sequence[Budget], time_limit: float | Non
         given = b if spent <= b.limit else Budget(b.cost, Fraction(spent))
         if given is not b:
             proven = "" if least.status == "optimal" else ", the nearest that was found in time"
-            lines.append(f"{b.cost.name}: asked for at most {b.told}, given {spent}{proven}")
+            lines.append(f"{b.cost.name}: asked for at most {b.told}, given {given.told}{proven}")
         found.append(given)
         state.requests.append(given)
     told = f"no plan meets these budgets; the nearest that can be are taken: {'; '.join(lines)}" if lines else ""

@@ -20,7 +20,7 @@ from .errors import InfeasibleError
 from .graph import Graph
 from .plan import PlanCost, kept_units
 from .problem import Problem
-from .requests import Budget, asked, budget_of
+from .requests import Budget, asked, budget_of, timed
 from .values import Values, kinds, ranked
 
 STEPS = 24  # of a bisection
@@ -37,6 +37,8 @@ def problem_of(
     memory: float | None = None,
     training_memory: float | None = None,
     weight_bytes: float | None = None,
+    latency: Any = None,
+    table: Any = None,
 ) -> Problem:
     """The problem that a request of `prune` states."""
     problem = Problem(graph)
@@ -49,6 +51,9 @@ def problem_of(
     for name, limit in limits.items():
         if limit is not None:
             problem.add(budget_of(graph.cost(name), limit))
+    if latency is not None:
+        times, limit = timed(latency, table)
+        problem.add(budget_of(graph.latency(times), limit))
     return problem
 
 

@@ -30,7 +30,7 @@ Ask = Callable[[Graph, float], Problem]  # the problem of a graph, with its budg
 
 def step_of(budget: Budget, cost: Cost, part: float) -> Budget:
     """A budget that part of the way from what is to what is asked for, in a geometric series; `cost` is of a graph."""
-    now = Fraction(budget.cost.now)
+    now = Fraction(budget.cost.counted)
     if part >= 1 or budget.limit >= now or budget.limit <= 0:
         return Budget(cost, budget.limit, budget.sense)
     return Budget(cost, Fraction(float(now) * float(budget.limit / now) ** part), budget.sense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import InfeasibleError
 from ..requests import Affine, Budget, Multiple, Relation
@@ -18,7 +19,8 @@ def explained(error: InfeasibleError, choices: Choices, keep: Sequence[str]) -> 
     given += [f"keep={list(keep)}"] if keep else []
     head = "no plan satisfies " + ("this request" if len(lines) == 1 else f"these {len(lines)} requests together")
     text = head + (f" (given {', '.join(given)})" if given else "") + ":\n  " + "\n  ".join(lines)
-    return InfeasibleError(text, error.conflict, error.smallest)
+    smallest = {name: _told(name, limit, question) for name, limit in error.smallest.items()}
+    return InfeasibleError(text, error.conflict, smallest)
 
 
 def _line(name: str, error: InfeasibleError, choices: Choices) -> str:
@@ -27,8 +29,14 @@ def _line(name: str, error: InfeasibleError, choices: Choices) -> str:
     would_do = nearest(name, choices) if len(error.conflict) == 1 else None
     own = "%" in name or name.startswith("the forward asks")  # its limit is nobody's to change
     if would_do is None and not own and (limit := error.smallest.get(name)) is not None:
-        would_do = f"the nearest limit that would do is {limit}"
+        would_do = f"the nearest limit that would do is {_told(name, limit, choices.question)}"
     return name + (f": {would_do}" if would_do else "")
+
+
+def _told(name: str, limit: Any, question: Question) -> Any:
+    """A limit in the unit of the cost that it limits."""
+    budget = next((b for b in question.budgets if str(b) == name.rstrip()), None)
+    return limit if budget is None else budget.cost.told(limit)
 
 
 def nearest(name: str, choices: Choices) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import RequestError
 from ..flow import Extent
 from ..program import Program, RankOne, Width
 from ..requests import Affine, Budget, Cost, Monomial, Switch, Table
@@ -20,7 +21,7 @@ from .blocks import ClassExtent, best_units, block_value
 from .choices import Choice, Choices, Linear, Parts, parts_of
 from .question import Curve, Worth
 from .spread import state_spread
-from .vectors import Number, plus, span, times
+from .vectors import FITS, Number, largest, plus, span, times
 
 Place = tuple[Switch | None, tuple[int, ...]]  # a term: its switch, and the choices it is over
 
@@ -258,16 +259,21 @@ class Statement:
 
     def _table(self, t: Table, resource: str) -> None:
         """A table over one size or two, each made by one choice, or a width of its own."""
-        entries = np.array(t.values, dtype=object)
+        entries = np.asarray(t.values)
+        if entries.dtype.kind not in "iu" or (entries.size and largest(entries) >= FITS):
+            entries = entries.astype(object)
         over: list[tuple[Width, list[int]]] = []
         for e in t.extents:
             constant, vectors = self.layout.linear([(e, 1)])
             if len(vectors) > 1:
                 width = self.size_width(e, f"size at {t.vertex or 'a table'}")
+                self._holds(t, len(over), max(width.levels))
                 over.append((width, list(width.levels)))
             elif vectors:
                 ((k, v),) = vectors.items()
-                over.append((self._width(k), (v + constant).astype(np.int64).tolist()))
+                sizes = (v + constant).astype(np.int64).tolist()
+                self._holds(t, len(over), max(sizes))
+                over.append((self._width(k), sizes))
             else:
                 entries = entries.take(int(constant), axis=len(over))
         switch = self._switch(t.when)
@@ -276,6 +282,14 @@ class Statement:
         else:
             entries = entries[np.ix_(*(sizes for _, sizes in over))] if over else entries
         self.program.cost(resource, entries, *(w for w, _ in over), when=switch)
+
+    def _holds(self, t: Table, axis: int, most: int) -> None:
+        """A table has no entries for sizes that only growth can reach."""
+        end = np.shape(t.values)[axis] - 1
+        if most > end:
+            raise RequestError(
+                f"the cost of {t.vertex or 'a table'} is known up to size {end}, not up to {most}: leave grow= out"
+            )
 
     def _width(self, k: int) -> Width:
         return self.layout.choices[k].width

@@ -387,6 +387,16 @@ class Graph:
         found = {k: t for k, t in tensors.items() if hasattr(t, "element_size")}
         return {k: (int(t.element_size()), int(t.numel())) for k, t in found.items()}
 
+    def latency(self, table: Any) -> Cost:
+        """What a forward on the example inputs takes by a table of measured times, in milliseconds.
+
+        A cost like any other: `graph.latency(table) <= 8.0`. `measure_latency` and `roofline` make tables. RequestError
+        names a layer that the table does not know.
+        """
+        if not callable(getattr(table, "cost", None)):
+            raise RequestError(f"latency({shown(table)}): give a table, as solvemut.measure_latency makes it")
+        return table.cost(self)  # type: ignore[no-any-return]
+
     # -- groups, frozen, printing --------------------------------------------------------------------------------------
 
     @property

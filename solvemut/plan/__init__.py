@@ -8,6 +8,7 @@ from .kept import kept_units
 from .kernel import Convolution, kernel_parts, seen_by, taps
 from .record import PlanCost, PlanRecord, as_lists
 from .replay import Replayed, replayed
+from .shapes import node_after, param_shape, shape_after
 
 __all__ = [
     "Convolution",
@@ -20,10 +21,13 @@ __all__ = [
     "copyable",
     "kept_units",
     "kernel_parts",
+    "node_after",
+    "param_shape",
     "redrawn",
     "replayed",
     "runs",
     "seen_by",
+    "shape_after",
     "taps",
     "then",
 ]

@@ -23,10 +23,10 @@ P = TypeVar("P", bound="PlanRecord")
 
 @dataclass(frozen=True)
 class PlanCost:
-    """A resource before and after the plan, and the budget it was given (None: no budget)."""
+    """A resource before and after the plan, and the budget it was given (None: no budget); a latency is in ms."""
 
-    before: int
-    after: int
+    before: float  # an int where it is counted: parameters, FLOPs
+    after: float
     budget: float | None = None
 
 

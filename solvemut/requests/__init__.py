@@ -1,6 +1,6 @@
 """Requests: what a user may ask of sizes and costs."""
 
-from .budgets import Budget, Cost, Monomial, Peak, Switch, Table, budget_of
+from .budgets import Budget, Cost, Monomial, Peak, Switch, Table, budget_of, timed
 from .request import Request, asked, flat, owners
 from .sizes import Affine, Multiple, Relation
 from .wishes import Wish, between, exactly, ratio, relaxed, wish_of
@@ -25,5 +25,6 @@ __all__ = [
     "owners",
     "ratio",
     "relaxed",
+    "timed",
     "wish_of",
 ]

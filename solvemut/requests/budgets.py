@@ -13,6 +13,8 @@ from ..arguments import number, shown
 from ..errors import RequestError
 from ..flow import Extent, prod
 
+ROUNDING = 1e-14  # of a limit that was computed with floats
+
 
 @dataclass(frozen=True)
 class Switch:
@@ -65,20 +67,35 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """A resource as a sum of products of sizes and of tables over sizes. `.now` is its value on the captured model."""
+    """A resource as a sum of products of sizes and of tables over sizes. `.now` is its value on the captured model.
+
+    It is counted in whole numbers. Users see and give it in its `unit`, of which one is `scale` of these: a latency is
+    counted in nanoseconds and told in milliseconds.
+    """
 
     __array_ufunc__ = None
 
     name: str
     monomials: tuple[Monomial | Table, ...]
     owner: Any = None  # the coupling whose cost this is
+    scale: int = 1
+    unit: str = ""
 
     @property
-    def now(self) -> int:
+    def now(self) -> int | float:
+        return self.told(self.counted)
+
+    @property
+    def counted(self) -> int:
+        """What `now` is told of, in whole numbers."""
         return sum(m.now for m in self.monomials if m.when is None or m.when.now)
 
+    def told(self, count: int) -> int | float:
+        """A count in the unit that users see."""
+        return count if self.scale == 1 else count / self.scale
+
     def count(self, coupling: Any, kept: np.ndarray, on: Mapping[str, bool] | None = None) -> int:
-        """The value when only `kept` (bool per unit class) stays, with switches as `on` says, or else as they are."""
+        """The whole number when only `kept` (bool per unit class) stays; switches as `on` says, else as they are."""
         states = on or {}
         terms = [m for m in self.monomials if m.when is None or states.get(m.when.name, m.when.now)]
         return sum(m.at([coupling.count(e, kept) for e in m.extents]) for m in terms)
@@ -107,7 +124,8 @@ class Cost:
         raise RequestError(f"{self.name} > {shown(limit)}: a budget is given with <= or >=")
 
     def _limit(self, sense: str, limit: Any) -> Fraction:
-        return Fraction(number(limit, f"{self.name} {sense} {shown(limit)}", "a budget is a finite number"))
+        found = Fraction(number(limit, f"{self.name} {sense} {shown(limit)}", "a budget is a finite number"))
+        return found if self.scale == 1 else _snapped(found * self.scale)
 
     def __str__(self) -> str:
         return self.name
@@ -118,12 +136,11 @@ class Peak(Cost):
     """The largest of several sums, such as the memory in use over the moments of a forward."""
 
     monomials: tuple[Monomial | Table, ...] = ()
-    owner: Any = None
     moments: tuple[Cost, ...] = ()
 
     @property
-    def now(self) -> int:
-        return max((m.now for m in self.moments), default=0)
+    def counted(self) -> int:
+        return max((m.counted for m in self.moments), default=0)
 
     def count(self, coupling: Any, kept: np.ndarray, on: Mapping[str, bool] | None = None) -> int:
         return max((m.count(coupling, kept, on) for m in self.moments), default=0)
@@ -152,8 +169,8 @@ class Budget:
         """
         if not isinstance(self.cost, Peak):
             return [self]
-        every = grows or self.cost.now <= self.limit
-        moments = [m for m in self.cost.moments if every or m.now > self.limit]
+        every = grows or self.cost.counted <= self.limit
+        moments = [m for m in self.cost.moments if every or m.counted > self.limit]
         return [Budget(m, self.limit, self.sense, self) for m in moments]
 
     def __bool__(self) -> bool:
@@ -162,12 +179,26 @@ class Budget:
     @property
     def told(self) -> int | float:
         """The limit as it is printed; a cost is whole, so beyond floats the whole part says it all."""
+        if self.cost.scale != 1:
+            return float(self.limit / self.cost.scale)
         return int(self.limit) if self.limit.denominator == 1 or abs(self.limit) > 2**1000 else float(self.limit)
 
     def __str__(self) -> str:
-        return f"{self.cost.name} {self.sense} {self.told}"
+        return f"{self.cost.name} {self.sense} {self.told}" + (f" {self.cost.unit}" if self.cost.unit else "")
 
     __repr__ = __str__
+
+
+def timed(latency: Any, table: Any = None) -> tuple[Any, Any]:
+    """The table and the limit of a latency as `prune` takes it: (table, limit), or a limit with the table beside it."""
+    both = isinstance(latency, tuple) and len(latency) == 2
+    found, limit = latency if both else (table, latency)
+    if found is None or (both and table is not None and table is not found):
+        raise RequestError(
+            f"latency={shown(latency)}: give (table, limit), or table= beside the limit, once; measure_latency(graph) "
+            "makes a table. A limit in (0, 1] is a fraction of the present latency, a larger one is in ms"
+        )
+    return found, limit
 
 
 def budget_of(cost: Cost, limit: float) -> Budget:
@@ -176,4 +207,13 @@ def budget_of(cost: Cost, limit: float) -> Budget:
     found = number(limit, what, give)
     if not found > 0:
         raise RequestError(f"{what}: {give}")
-    return cost <= (Fraction(found) * cost.now if found <= 1 else found)
+    if found > 1:
+        return cost <= found
+    share = Fraction(found) * cost.counted
+    return Budget(cost, share if cost.scale == 1 else _snapped(share))
+
+
+def _snapped(limit: Fraction) -> Fraction:
+    """A limit in whole numbers: `0.3 * cost.now` is a float, which must not miss a count by its rounding."""
+    whole = round(limit)
+    return Fraction(whole) if abs(limit - whole) <= ROUNDING * abs(whole) else limit

@@ -292,13 +292,6 @@ def test_request_of_another_graph_is_refused():
         problem.solve()
 
 
-def test_options_that_come_later_are_refused_by_name():
-    n = NETS["Mlp"]
-    for option in ({"memory": 0.5}, {"latency": 0.5}):
-        with pytest.raises(RequestError, match=next(iter(option))):
-            sm.prune(n.model(), n.args(), **option)
-
-
 # -- values that make no sense -----------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,18 @@ def test_the_most_valuable_units_of_xor_are_missed_most(capsys):
     assert all(f"{inequality} " in told for inequality in shares)
 
 
+def test_a_latency_budget(monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    example = loaded("latency_budget")
+    monkeypatch.setattr(example, "EPOCHS", 2)
+    monkeypatch.setattr(example, "ROUNDS", 3)
+    found = example.main()
+    told = capsys.readouterr().out
+    foretold = found["foretold"]
+    assert foretold["half the ms"] <= 0.5 * foretold["trained"] < foretold["trained"]
+    assert all(ms > 0 for ms in found["measured"].values()) and "half the FLOPs" in told
+
+
 def test_a_deeper_network_goes_on_from_where_it_was(capsys):
     pytest.importorskip("sklearn")
     found = loaded("grow_depth").main([])
