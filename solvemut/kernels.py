@@ -18,7 +18,7 @@ from .errors import CaptureError, RequestError, SolvemutError
 from .graph import Graph, Vertex
 from .plan import Convolution, kernel_parts, seen_by, taps
 from .trace import Node, Ref
-from .tracing import Observer, trace_examples, unwrapped
+from .tracing import trace_examples, unwrapped
 
 _TORCH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -210,7 +210,9 @@ def _tried(graph: Graph, model: nn.Module, weight: _Weight, edits: Sequence[SetK
             f"resize_kernel: with {told} the network does not run any more: {e.__cause__ or e}. Nothing was changed; "
             "leave out padding= so that outputs keep their sizes, or give one with which what follows fits"
         ) from e
-    after = Graph(trace, coupling, graph.example, graph.model, tuple(examples), observe=Observer())
+    after = Graph(
+        trace, coupling, graph.example, graph.model, tuple(examples), observe=graph.observe and graph.observe.again()
+    )
     _check_foretold(after, other, edits)
     return after
 

@@ -16,6 +16,7 @@ from torch import nn
 from .apply import SPLIT, Init, Optimizers, Plan, check_how, check_init, drawing, optimizers_of
 from .arguments import flag, items, names, one_of, shown, whole
 from .coupling import couple
+from .depth import depth_of, removable
 from .errors import CaptureError, InfeasibleError, PlanMismatchError, RequestError, TimeLimitError, UnsupportedOpError
 from .graph import Graph, Vertex
 from .interrupts import deferred
@@ -30,7 +31,7 @@ from .select import problem_of
 from .stages import Stages, step_of, take_over
 from .surgery import Operation, Settling, connect, disconnect, insert, perform, remove
 from .tracing import MODES, Observer, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
-from .values import Tracker, Values
+from .values import Tracker, Values, branch_worth
 
 
 def capture(
@@ -68,7 +69,9 @@ def capture(
     examples = examples_of(args, kwargs, methods)
     check_methods(model, examples)
     trace, examples = trace_examples(model, examples, check_modes(modes))
-    graph = Graph(trace, couple(trace), to_text(examples), model, tuple(examples), seen(model, trace), Observer())
+    graph = Graph(
+        trace, couple(trace), to_text(examples), model, tuple(examples), seen(model, trace), Observer(removable)
+    )
     missing = graph.coupling.facts.unsupported
     if missing:
         what = ", ".join(sorted({n.op for n in missing}))
@@ -180,6 +183,7 @@ class Mutator:
         weight_bytes: float | None = None,
         latency: Any = None,
         table: Any = None,
+        depth: Any = None,
         values: Values = None,
         round_to: int | None = None,
         keep: str | Iterable[str] | None = None,
@@ -211,6 +215,9 @@ class Mutator:
         `Plan.apply`). Ctrl-C during the solve changes nothing: it raises KeyboardInterrupt, or with
         on_interrupt="return" hands back the best plan found by then, not applied, its status "interrupted".
 
+        `depth` lets whole branches go (`Graph.removable`): True, names or globs, at most how many, or a dict that says
+        by name what is lost with each. Else values that see data say it, measured by giving zeros in place of a branch.
+
         `repair` is one of `solvemut.repair`: what stays is fitted to what the model did before. With `rounds` the
         budgets are met in geometric steps, the values found anew on the repaired model in between; with `refine` that
         many plans are made, repaired and measured by the loss of the values (or of the repair), the measurements
@@ -232,6 +239,13 @@ class Mutator:
         times, ms = (None, None) if latency is None else timed(latency, table)
         limits = {"flops": flops, "params": params, "memory": memory, "latency": ms}
         limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
+        removed = None if depth is None or depth is False else depth_of(self.graph, depth)
+        worth: Mapping[str, float] = {}
+        if removed is not None:
+            if repair is not None or refine or rounds > 1 or self.pending is not None:
+                raise RequestError("prune: depth goes by itself, without repair, refine, rounds or a lazy block")
+            ends = {r.name: r.edits[-1].module for r in removed.found}
+            worth = branch_worth(values, self.graph, ends) if removed.worth is None else removed.worth
         moved: dict[str, Budget] = {}  # those that had to be relaxed, and those that were kept beside them
 
         def cost(graph: Graph, name: str) -> Cost:
@@ -247,6 +261,8 @@ class Mutator:
                 if limit is not None:
                     budget = moved[name] if name in moved else budget_of(cost(self.graph, name), limit)
                     problem.add(step_of(budget, cost(graph, name), part))
+            if removed is not None:
+                problem.drop(removed.found, worth, removed.most)
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from .apply import SPLIT, Plan
 from .arguments import flag, names, number, one_of, search_limits, shown, whole
-from .compile import Compiled, Question, Worth, compile_program, explained
+from .compile import Compiled, Part, Question, Worth, compile_program, explained
+from .depth import Removable, budgets_of, parts_of, without
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .explain import Solved
 from .frontier import Frontier, best_of, frontier_of
@@ -53,6 +54,9 @@ class Problem:
         self.kept: list[str] = []
         self.before: set[int] = set()  # classes before which new units come, not after them
         self.slots: np.ndarray | None = None  # how many new units may come after each class
+        self.removable: tuple[Removable, ...] = ()  # branches that may go
+        self.parts: list[Part] = []  # the same, as the program sees them
+        self.most_removed: int | None = None
         self.splits = False  # new units are copies of old ones, which what reads both divides its weights among
 
     def __repr__(self) -> str:
@@ -97,6 +101,10 @@ class Problem:
             most = True
         slots = self.most_new(most, 0)
         self.slots = slots if self.slots is None else np.maximum(self.slots, slots)
+
+    def drop(self, found: Sequence[Removable], worth: Mapping[str, float], most: int | None = None) -> None:
+        """Let branches go, at most so many; `worth` says what is lost with each, on the scale of the values."""
+        self.removable, self.parts, self.most_removed = tuple(found), parts_of(self.graph, found, worth), most
 
     def split(self) -> None:
         """Make new units copies of old ones: the most valuable of their block in turn, the best of them first.
@@ -238,7 +246,11 @@ class Problem:
         return self._compiled(self.worth).objective(times)
 
     def _question(self, worth: Worth, join_requests: bool) -> Question:
-        return Question(self.requests, self.multiple, self.frozen, join_requests, slots=self.slots)
+        requests = budgets_of(self.graph, self.requests, self.removable) if self.removable else self.requests
+        parts, most = self.parts, self.most_removed
+        return Question(
+            requests, self.multiple, self.frozen, join_requests, slots=self.slots, parts=parts, most_removed=most
+        )
 
     def _compiled(self, worth: Worth, join_requests: bool = True) -> Compiled:
         return compile_program(self.graph.coupling, worth, self._question(worth, join_requests))
@@ -257,8 +269,13 @@ class Problem:
     def _plan(self, solution: Solution, times: np.ndarray, compiled: Compiled, seconds: float) -> Plan:
         graph, stage = self.graph, compiled.choices.question.stage
         sources, drawn = copyable(graph.coupling, compiled.decoder.sources(solution) if self.splits else {})
-        after, drawing = redrawn(graph, times, self.before, sources)
-        self._check(solution, compiled, times, after)
+        on = compiled.decoder.on(solution)
+        gone = [r for r in self.removable if not on[r.switch.name]]
+        base, kept = without(graph, gone, times) if gone else (graph, times)
+        after, drawing = redrawn(base, kept, self.before, sources)
+        drawing["edits"] = (*(e for r in gone for e in r.edits), *drawing["edits"])
+        drawing["alters"] = (*(("branches go",) if gone else ()), *drawing["alters"])
+        self._check(solution, compiled, times, after, on)
         return Plan(
             status=solution.status,
             objective=float(solution.objectives[stage]),
@@ -266,7 +283,7 @@ class Problem:
             gap=float(max(solution.gaps[: stage + 1])),
             seconds=seconds,
             solver=solution.solver,
-            costs=self._costs(times, after),
+            costs=self._costs(times, after, on),
             notes=(*graph.notes, *compiled.notes, *drawn),
             values=self.values_name,
             graph=after,
@@ -274,13 +291,13 @@ class Problem:
             **drawing,
         )
 
-    def _costs(self, times: np.ndarray, after: Graph) -> dict[str, PlanCost]:
+    def _costs(self, times: np.ndarray, after: Graph, on: Mapping[str, bool]) -> dict[str, PlanCost]:
         """The model's costs, then those that the caller built."""
         found = {name: PlanCost(c.now, after.costs[name].now) for name, c in self.graph.costs.items()}
         for b in (r for r in self.requests if isinstance(r, Budget)):
             name, own = b.cost.name, self._is_own(b.cost)
             if not own and name not in self.graph.costs:
-                found.setdefault(name, PlanCost(b.cost.now, b.cost.told(b.cost.count(self.graph.coupling, times))))
+                found.setdefault(name, PlanCost(b.cost.now, b.cost.told(b.cost.count(self.graph.coupling, times, on))))
             if b.sense == "<=" and (own or name not in self.graph.costs):
                 limits = [limit for limit in (found[name].budget, b.told) if limit is not None]
                 found[name] = replace(found[name], budget=min(limits))
@@ -291,17 +308,19 @@ class Problem:
         own = self.graph.costs.get(cost.name)
         return cost is own or (own is not None and cost.owner is not self.graph.coupling and cost.now == own.now)
 
-    def _check(self, solution: Solution, compiled: Compiled, times: np.ndarray, after: Graph) -> None:
+    def _check(
+        self, solution: Solution, compiled: Compiled, times: np.ndarray, after: Graph, on: Mapping[str, bool]
+    ) -> None:
         """What the program promised is what the units kept, and the changed model, come to."""
-        found, told = compiled.objective(times), float(solution.objectives[compiled.choices.question.stage])
+        found, told = compiled.objective(times, on), float(solution.objectives[compiled.choices.question.stage])
         more = found - told  # a deviation counted as larger than it is may be found where nothing is proven
         if abs(min(0.0, more) if solution.status != "optimal" else more) > 1e-6 * max(1.0, abs(found), abs(told)):
             raise SolvemutError(
                 f"the program promised a value of {told:g}, what is left comes to {found:g}; please report this model"
             )
         for b, name in compiled.counted:
-            recounts = [b.cost.count(self.graph.coupling, times)]
-            if self._is_own(b.cost):
+            recounts = [b.cost.count(self.graph.coupling, times, on)]
+            if self._is_own(b.cost) or (self.removable and b.cost.name in after.costs):
                 recounts.append(after.costs[b.cost.name].counted)
             for found in recounts:
                 if found != solution.costs[name]:

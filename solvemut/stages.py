@@ -76,7 +76,7 @@ class Stages:
 
     def loss(self, values: Values) -> tuple[Any, runs.Loss]:
         """Batches and loss by which plans are measured."""
-        given = values.data if isinstance(values, Metric) else None
+        given = values.data if isinstance(values, Metric) and values.data and values.data[1] is not None else None
         repair = repair_of(self.repair)
         for part in repair.parts if isinstance(repair, Chain) else [repair]:
             loss, data = getattr(part, "loss", None), getattr(part, "batches", None)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..edits import AROUND, Rewire, SetAttribute, SetKernel
+from ..building import Bypassed
+from ..edits import AROUND, ZEROS, Bypass, Rewire, SetAttribute, SetKernel
 from ..errors import PlanMismatchError
 from ..plan import PlanRecord
 from ..tracing import repeats
@@ -27,7 +28,7 @@ def make_edits(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> Non
                 EDITORS[edit.kind](model, edit, undo, done)
 
 
-def _module(model: nn.Module, change: SetAttribute | SetKernel) -> nn.Module:
+def _module(model: nn.Module, change: SetAttribute | SetKernel | Bypass) -> nn.Module:
     try:
         return model.get_submodule(change.module)
     except AttributeError as e:
@@ -78,6 +79,17 @@ def _rewire(model: nn.Module, change: Rewire, undo: Undo, done: Done) -> None:
     raise PlanMismatchError(change.refusal)
 
 
+def _bypass(model: nn.Module, change: Bypass, undo: Undo, done: Done) -> None:
+    path, _, name = change.module.rpartition(".")
+    old = _module(model, change)
+    parent = model.get_submodule(path)
+    if (key := (id(parent), name, change.kind)) in done:
+        return
+    done.add(key)
+    undo.append(lambda: parent._modules.__setitem__(name, old))
+    parent._modules[name] = Bypassed(change.gives == ZEROS, change.results).train(old.training)
+
+
 def _assign(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
     old = getattr(module, name)
     undo.append(lambda: setattr(module, name, old))
@@ -91,6 +103,7 @@ Done = set[tuple[Any, ...]]  # what was edited already: a follower may share a m
 EDITORS: dict[str, Callable[[nn.Module, Any, Undo, Done], None]] = {
     SetAttribute.kind: _set_attribute,
     SetKernel.kind: _set_kernel,
+    Bypass.kind: _bypass,
     Rewire.kind: _rewire,
 }
 

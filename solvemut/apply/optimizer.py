@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils import _pytree as pytree
 
@@ -153,3 +155,17 @@ def _reset(optimizer: LBFGS) -> Step:
         optimizer._numel_cache = None
 
     return step
+
+
+def forget_parameters(
+    models: Sequence[nn.Module], before: set[int], optimizers: Sequence[torch.optim.Optimizer], undo: Undo
+) -> None:
+    """Parameters of modules that went are no longer trained; `before` are the ids of what the models had."""
+    gone = before - {id(p) for m in models for p in m.parameters()}
+    for optimizer in optimizers if gone else ():
+        for group in optimizer.param_groups:
+            undo.append(partial(group.__setitem__, "params", group["params"]))
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for p in [p for p in optimizer.state if isinstance(p, torch.Tensor) and id(p) in gone]:
+            undo.append(partial(optimizer.state.__setitem__, p, optimizer.state[p]))
+            del optimizer.state[p]

@@ -21,7 +21,7 @@ from .attributes import make_edits, repeat_sizes
 from .checks import changes_of
 from .followers import about_follower, followed
 from .initialise import Init, check_init
-from .optimizer import Optimizers, check_optimizers, optimizers_of, reset_notice, state_steps
+from .optimizer import Optimizers, check_optimizers, forget_parameters, optimizers_of, reset_notice, state_steps
 from .swap import swap_of
 from .tensors import Change, Undo
 from .verify import check_how, verify_program
@@ -75,10 +75,12 @@ def _change(
     """All steps, or none; an interrupt is heard at each `poll`."""
     undo: Undo = []
     notices = [n for optimizer in optimizers if (n := reset_notice(optimizer, changes))]
+    parameters = {id(p) for m in models for p in m.parameters()}
     try:
         steps = [swap_of(change, _owner(models[0], change), init) for change in changes]
         steps += [step for optimizer in optimizers for step in state_steps(optimizer, changes)]
         make_edits(plan, models, undo)
+        forget_parameters(models, parameters, optimizers, undo)
         for step in steps:
             poll()
             step(undo)

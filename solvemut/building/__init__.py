@@ -1,6 +1,7 @@
 """Building: models written as graphs, models turned into graphs that can be edited, layers that pass on their input."""
 
 from .builder import Builder, BuilderVertex
+from .bypassed import Bypassed
 from .editing import editable
 from .identity import identity_init
 from .modules import Apply, Concat, GraphModel, Slot
@@ -10,6 +11,7 @@ __all__ = [
     "Apply",
     "Builder",
     "BuilderVertex",
+    "Bypassed",
     "Concat",
     "GraphModel",
     "Slot",

@@ -6,6 +6,7 @@ and notes on what freedom was left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..requests import Budget, Monomial
 from .choices import Choice, Choices, parts_of
 from .decode import Decoder
 from .explain import explained
-from .question import Curve, Question, Worth
+from .question import Curve, Part, Question, Worth
 from .spread import Deviation, Spread, Unless
 from .state import Statement, reduced
 
@@ -27,6 +28,7 @@ __all__ = [
     "Curve",
     "Decoder",
     "Deviation",
+    "Part",
     "Question",
     "Spread",
     "Unless",
@@ -47,11 +49,17 @@ class Compiled:
     counted: tuple[tuple[Budget, str], ...]
     notes: tuple[str, ...]
 
-    def objective(self, times: np.ndarray) -> float:
-        """What the stage of worth has to come to, counted from a change."""
+    def objective(self, times: np.ndarray, on: Mapping[str, bool] | None = None) -> float:
+        """What the stage of worth has to come to, counted from a change, with switches as `on` says, or else on."""
         question, decoder = self.choices.question, self.decoder
+        states = on or {}
+        stays = [p for p in question.parts if states.get(p.switch.name, True)]
+        gone = (
+            np.any([p.units for p in question.parts if p not in stays], axis=0) if question.parts else np.array(False)
+        )
         lost = sum(s.of(self.choices.coupling, times) for s in question.spreads if s.stage == question.stage)
-        return decoder.worth.of(times, decoder.frozen) - lost
+        worth = decoder.worth.without(np.broadcast_to(gone, times.shape))
+        return worth.of(times, decoder.frozen) + sum(p.worth for p in stays) - lost
 
 
 def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Question | None = None) -> Compiled:

@@ -41,6 +41,10 @@ class Choice:
         """How many units are left at each level."""
         return np.asarray(sum(b.counts()[self.picks[:, j]] for j, b in enumerate(self.blocks)))
 
+    def units(self) -> np.ndarray:
+        """The classes of its units."""
+        return np.concatenate([f.reshape(-1) for b in self.blocks for f in b.families])
+
     @property
     def now(self) -> int:
         """How many units there are."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import ValuesError
 from ..flow import Extent
-from ..requests import Budget, Cost, Request
+from ..requests import Budget, Cost, Request, Switch
 from .spread import Spread
 
 
@@ -80,6 +80,13 @@ class Worth:
             found[curve.units] = np.arange(len(curve.units), 0, -1)
         return found
 
+    def without(self, units: np.ndarray) -> Worth:
+        """The worth of what else there is (`units`: bool per class)."""
+        if not units.any():
+            return self
+        curves = tuple(c for c in self.curves if not units[c.units].all())
+        return replace(self, value=np.where(units, 0.0, self.value), curves=curves)
+
     def of(self, times: np.ndarray, frozen: np.ndarray) -> float:
         """The worth of what is left, given how often each class is (or bools); what stays anyway counts in curves."""
         kept = np.asarray(times) > 0
@@ -92,13 +99,22 @@ class Worth:
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """What may go as a whole: units that count only where the switch is on (bool per class), and what it is worth."""
+
+    switch: Switch
+    units: np.ndarray
+    worth: float
+
+
+@dataclass(frozen=True, eq=False)
 class Question:
     """What is asked: requests, sizes in multiples of `round_to`, and `keep`: classes that must stay.
 
     Worth is maximised in `stage`, less the `spreads` of that stage; those of an earlier one come first. Sizes in
     `moves` do not stay as they are. `slots` says how many new units may come after each class. With `join_requests`
     equations that the caller asked for may become part of the choices, which is faster; without, they stay constraints
-    that a conflict can name.
+    that a conflict can name. Of the `parts` at most `most_removed` may go.
     """
 
     requests: Sequence[Request] = ()
@@ -109,6 +125,8 @@ class Question:
     spreads: Sequence[Spread] = ()
     moves: Sequence[tuple[Extent, str]] = ()
     slots: np.ndarray | None = None
+    parts: Sequence[Part] = ()
+    most_removed: int | None = None  # of the parts
 
     @property
     def budgets(self) -> list[Budget]:

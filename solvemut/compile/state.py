@@ -44,6 +44,7 @@ class Statement:
             self._move(extent, name)
         for spread in choices.question.spreads:
             state_spread(self, spread)
+        self._parts()
 
     # -- what it is worth ------------------------------------------------------------------------------------------
 
@@ -57,7 +58,7 @@ class Statement:
             worth = sum(self._block_worth(choice, j, value) for j in range(len(choice.blocks)))
             worth = self._allowed(choice, np.asarray(worth) + tables.get(k, 0.0))
             choice.width = self.program.width(choice.name, self._levels(choice))
-            self.program.value(worth, choice.width, stage=self.stage)
+            self.program.value(worth, choice.width, when=self._when(choice.units()), stage=self.stage)
             same = int(np.abs(choice.counts() - choice.now).argmin())  # the search begins with what there is
             self.program.hint({choice.width: choice.width.levels[same]})
             flat |= len(np.unique(worth)) < len(worth)
@@ -85,7 +86,11 @@ class Statement:
                 left = (v + constant).astype(np.int64)
                 tables[k] = tables.get(k, 0.0) + np.asarray(curve.worth, dtype=float)[left]
             else:
-                self.program.value(float(curve.worth[int(constant)]), stage=self.stage)
+                left = float(curve.worth[int(constant)])
+                if (when := self._when(curve.units)) is None:
+                    self.program.value(left, stage=self.stage)
+                else:
+                    self.program.value(left, when, stage=self.stage)
         return tables, beyond
 
     def _second_worth(self, choice: Choice) -> np.ndarray:
@@ -129,7 +134,26 @@ class Statement:
         left = self.layout.linear([(ClassExtent(curve.units), 1)], new=False)
         worth = np.asarray(curve.worth, dtype=float)
         width = self._number(left, f"kept of {len(curve.units)} units", np.isfinite(worth))
-        self.program.value(worth[list(width.levels)], width, stage=self.stage)
+        self.program.value(worth[list(width.levels)], width, when=self._when(curve.units), stage=self.stage)
+
+    def _parts(self) -> None:
+        """What is worth something as a whole, and how many of such may go."""
+        question = self.layout.question
+        for part in question.parts:
+            width = self._switch(part.switch)
+            assert width is not None
+            self.program.value(part.worth, width, stage=self.stage)
+            self.program.hint({width: 1})
+        if question.parts and question.most_removed is not None:
+            name = self.free_name(f"at most {question.most_removed} parts go")
+            for part in question.parts:
+                self.program.cost(name, 1, self.switches[part.switch])
+            self.program.budget(name, lower=len(question.parts) - question.most_removed)
+
+    def _when(self, units: np.ndarray) -> Width | None:
+        """The switch under which all of these units count."""
+        part = next((p for p in self.layout.question.parts if p.units[units].all()), None)
+        return None if part is None else self._switch(part.switch)
 
     # -- sizes and limits ------------------------------------------------------------------------------------------
 

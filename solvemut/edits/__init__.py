@@ -2,6 +2,7 @@
 
 from .attributes import SetAttribute
 from .base import EDITS, Edit, edit_form, edit_of, register
+from .bypass import INPUT, ZEROS, Bypass
 from .copies import Copies
 from .kernel import AROUND, Kernel, SetKernel, is_convolution
 from .selection import Index, Selection, is_grouped, rows_of
@@ -10,6 +11,9 @@ from .structure import Rewire
 __all__ = [
     "AROUND",
     "EDITS",
+    "INPUT",
+    "ZEROS",
+    "Bypass",
     "Copies",
     "Edit",
     "Index",

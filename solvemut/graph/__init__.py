@@ -1,6 +1,7 @@
 """Graph: what a user sees of a captured model."""
 
+from .branches import Branch, branches_of
 from .frozen import Frozen, FrozenRow
 from .graph import Graph, Vertex
 
-__all__ = ["Frozen", "FrozenRow", "Graph", "Vertex"]
+__all__ = ["Branch", "Frozen", "FrozenRow", "Graph", "Vertex", "branches_of"]

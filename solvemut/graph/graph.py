@@ -79,7 +79,7 @@ class Graph:
     model: Any = field(default=None, repr=False)  # the module that was captured; values are evaluated on it
     examples: tuple[Any, ...] = field(default=(), repr=False)  # the calls it was captured by, as `example` has them
     seen: Any = field(default=None, repr=False)  # the trace that the model was last held against, and its modules then
-    observe: Callable[..., Footprint] | None = field(default=None, repr=False)  # what a model holds in memory, and when
+    observe: Any = field(default=None, repr=False)  # what a model holds in memory and when, which branches may go
     _cache: dict[str, Vertex] = field(default_factory=dict, init=False, repr=False)  # of one model: not for a copy
 
     @cached_property
@@ -364,6 +364,31 @@ class Graph:
         """
         return self.training_memory_with(2)
 
+    @cached_property
+    def removable(self) -> tuple[Any, ...]:
+        """The branches without which the network runs, in the order in which they run: one side of a sum each.
+
+        Each has a name, the modules that go, and its share of FLOPs and parameters; each was tried on fake tensors.
+        `prune(depth=...)` lets them go.
+
+        >>> import torch, solvemut as sm
+        >>> from torch import nn
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+        ...     def forward(self, x):
+        ...         return x + self.down(torch.relu(self.up(x)))
+        >>> model = nn.Sequential(nn.Linear(4, 8), Block(), Block(), nn.Linear(8, 2))
+        >>> [print(branch) for branch in sm.capture(model, torch.ones(1, 4)).removable][-1]
+        1: 1.up, 1.down; 45.7 % of FLOPs, 45.8 % of params
+        2: 2.up, 2.down; 45.7 % of FLOPs, 45.8 % of params
+        """
+        if self.observe is None or self.observe.removable is None:
+            raise RequestError("removable: this graph has no example inputs to run the model on; capture it again")
+        found: tuple[Any, ...] = self.observe.removable(self)
+        return found
+
     def training_memory_with(self, states: int) -> Cost:
         """`training_memory`, with an optimizer that has so many states per parameter; 0 for plain SGD."""
         trained = {k: p for k, p in self._model("training_memory").named_parameters() if p.requires_grad}
@@ -374,7 +399,8 @@ class Graph:
         model = self._model("memory")
         if self.observe is None or not self.examples:
             raise RequestError("memory: this graph has no example inputs to run the model on; capture the model again")
-        return self.observe(model, self.examples, self.trace)
+        found: Footprint = self.observe(model, self.examples, self.trace)
+        return found
 
     def _model(self, what: str) -> Any:
         if self.model is None:

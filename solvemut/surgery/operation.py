@@ -20,7 +20,7 @@ from ..graph import Graph
 from ..requests import Budget, Request, asked
 from ..resizing import Resizing
 from ..trace import Trace
-from ..tracing import Observer, seen, spliced, trace_examples
+from ..tracing import seen, spliced, trace_examples
 from . import ports as ports_of
 from .ports import Port
 from .restore import Snapshot
@@ -64,7 +64,15 @@ def recaptured(model: nn.Module, graph: Graph, trace: Trace, nodes: torch.fx.Gra
     by_parts = found is not None
     if found is None:
         found, examples = trace_examples(model, examples, ("eval",))
-    return Graph(found, couple(found), graph.example, model, tuple(examples), seen(model, found), Observer()), by_parts
+    return Graph(
+        found,
+        couple(found),
+        graph.example,
+        model,
+        tuple(examples),
+        seen(model, found),
+        graph.observe and graph.observe.again(),
+    ), by_parts
 
 
 def _nodes(model: nn.Module) -> torch.fx.Graph | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -139,8 +139,13 @@ class _Operations(TorchDispatchMode):
 class Observer:
     """Observes a model when it is first asked to, and remembers what it found: sizes may change afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, removable: Callable[[Any], Any] | None = None) -> None:
         self._found: Footprint | None = None
+        self.removable = removable  # the branches of a graph that may go: a later step finds them
+
+    def again(self) -> Observer:
+        """One that has not looked yet."""
+        return Observer(self.removable)
 
     def __call__(self, model: nn.Module, examples: Sequence[Example], trace: Trace) -> Footprint:
         if self._found is None:

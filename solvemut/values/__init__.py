@@ -1,6 +1,7 @@
 """Values: what units are worth, as one number per unit or as a curve over how many stay."""
 
 from ..compile import Curve, Worth
+from .blocks import branch_worth
 from .data import activation, taylor
 from .dims import UnitDim, over_slices, slice_sums, unit_dims
 from .elimination import reconstruction
@@ -23,6 +24,7 @@ __all__ = [
     "Worth",
     "activation",
     "bn_scale",
+    "branch_worth",
     "bypass",
     "constant",
     "fisher",

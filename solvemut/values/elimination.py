@@ -87,7 +87,7 @@ def reconstruction(
         look=_Look(most, whole(seed, f"seed={shown(seed)}", 0, ValuesError), progress),
         memory=whole(memory, f"memory={shown(memory)}", 1, ValuesError),
     )
-    return Metric(name, found, keeps=True, data=None if loss is None else (batches, loss))
+    return Metric(name, found, keeps=True, data=(batches, loss))
 
 
 @dataclass(frozen=True)

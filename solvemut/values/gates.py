@@ -168,12 +168,18 @@ def _layout(a: torch.Tensor, b: torch.Tensor, size: int) -> str:
 
 
 def bypass(
-    graph: Graph, blocks: str | Sequence[str], batches: Iterable[Any], loss: runs.Loss, reduction: str = "mean"
+    graph: Graph,
+    blocks: str | Sequence[str],
+    batches: Iterable[Any],
+    loss: runs.Loss,
+    reduction: str = "mean",
+    zeros: bool = False,
 ) -> dict[str, float]:
     """What bypassing whole modules would do to the loss, on the scale of `fisher`: by name mean(s^2) / 2.
 
-    A bypassed module passes on its first input, so that s is the sum of (output - input) times the output's gradient.
-    Raises ValuesError for a module that is never called, or whose output has another shape than its input.
+    A bypassed module passes on its first input, so that s is the sum of (output - input) times the output's gradient;
+    with `zeros` it gives zeros in place of its (first) output. Raises ValuesError for a module that is never called, or
+    whose output has another shape than its input.
     """
     checked("bypass(blocks, batches, loss)", batches, loss)
     model, wanted = graph.model, given_names(blocks, "blocks")
@@ -186,6 +192,9 @@ def bypass(
     def hook(name: str) -> Callable[..., None]:
         def look(module: nn.Module, args: Any, out: Any) -> None:
             x = args[0] if args else None
+            if zeros:
+                out = out[0] if isinstance(out, tuple) else out
+                x = torch.zeros((), dtype=out.dtype, device=out.device).expand_as(out)
             if not (isinstance(out, torch.Tensor) and isinstance(x, torch.Tensor) and out.shape == x.shape):
                 raise ValuesError(f"bypass: {name} does not put out what its input could stand for")
             change = (out - x).detach()

@@ -1,0 +1,211 @@
+"""Branches that may go: each by itself on every network, and as switches of a program against brute force."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import families_attention  # noqa: F401  (enters its families in the table)
+import families_vision  # noqa: F401
+import nets_attention  # noqa: F401
+import nets_more  # noqa: F401
+import nets_shapes  # noqa: F401
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import NETS, Net
+from oracles import assert_same, count_flops, count_params, outputs, randomise
+from torch import nn
+
+import solvemut as sm
+from solvemut.errors import InfeasibleError, RequestError
+
+ZOO: dict[str, Net] = {**NETS, **{f"family {k}": f.net for k, f in FAMILIES.items()}}
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def residual(inner: tuple[int, ...] = (5, 3, 4)) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), *(Block(4, n) for n in inner), nn.Linear(4, 2)).double().eval()
+
+
+def bypassed(model: nn.Module, module: str, args: tuple, kwargs: dict) -> object:
+    """What a model gives with zeros for what one module gives."""
+
+    def zeros(_module: nn.Module, _args: object, out: object) -> object:
+        return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
+
+    handle = model.get_submodule(module).register_forward_hook(zeros)
+    try:
+        return outputs(model, args, kwargs)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("name", ZOO)
+def test_a_network_without_a_branch_is_that_with_zeros_for_it(name: str) -> None:
+    net = ZOO[name]
+    model, args, kwargs = randomise(net.model()), net.args(), net.kw()
+    graph = sm.capture(model, args, kwargs)
+    for r in graph.removable[:3]:
+        other = copy.deepcopy(model)
+        problem = sm.Problem(graph)
+        problem.drop([r], {r.name: -1.0})  # better without it, and nothing else is asked
+        plan = problem.solve()
+        assert {e.module for e in plan.edits if e.kind == "bypass"} == set(r.branch.modules)
+        sm.Plan.from_json(plan.to_json()).apply(other)
+        assert_same(outputs(other, args, kwargs), bypassed(model, r.edits[-1].module, args, kwargs))
+        assert plan.costs["params"].after == count_params(other) <= plan.costs["params"].before
+        if net.flops:
+            assert plan.costs["flops"].after == count_flops(other, args, kwargs) < plan.costs["flops"].before
+
+
+def test_which_branches_are_found() -> None:
+    found = {name: [r.name for r in sm.capture(n.model(), n.args(), n.kw()).removable] for name, n in SOME.items()}
+    assert found == {
+        "residual": ["1", "2", "3"],
+        "MLP": [],
+        "two sides": ["main"],
+    }
+
+
+class TwoSides(nn.Module):
+    """Both sides of the sum have layers of their own; the stem is on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.main, self.short = (
+            nn.Linear(3, 4),
+            nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)),
+            nn.Linear(4, 4),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.main(x) + self.short(x)
+
+
+SOME = {
+    "residual": Net("residual", residual, ((2, 3),), ()),
+    "MLP": Net("MLP", lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), ((2, 3),), ()),
+    "two sides": Net("two sides", TwoSides, ((2, 3),), ()),
+}
+
+
+@settings(max_examples=25)
+@given(st.floats(0.15, 1.0), st.integers(0, 99), st.sampled_from([None, 1, 2]))
+def test_switches_and_widths_against_brute_force(share: float, seed: int, most: int | None) -> None:
+    inner = (5, 3, 4)
+    model, x = residual(inner), torch.ones(2, 3, dtype=torch.float64)
+    draw = np.random.default_rng(seed)
+    values = {f"{k + 1}.up": -draw.random(n) * draw.choice([1, -1]) for k, n in enumerate(inner)}
+    values |= {"0": np.ones(4), **{f"{k + 1}.down": np.zeros(4) for k in range(3)}}
+    lost = {str(k + 1): float(draw.normal()) for k in range(3)}
+
+    def params(width: int, inside: list[int | None]) -> int:
+        blocks = sum((width + 1) * n + (n + 1) * width for n in inside if n is not None)
+        return 4 * width + blocks + 2 * (width + 1)
+
+    def top(of: np.ndarray, n: int) -> float:
+        return float(np.sort(of)[::-1][:n].sum())
+
+    limit = share * params(4, list(inner))
+    best = -np.inf
+    for width in range(1, 5):
+        for inside in itertools.product(*([None, *range(1, n + 1)] for n in inner)):
+            gone = sum(n is None for n in inside)
+            if params(width, list(inside)) <= limit and (most is None or gone <= most):
+                kept = [(str(k + 1), n) for k, n in enumerate(inside) if n is not None]
+                best = max(best, width + sum(lost[k] + top(values[f"{k}.up"], n) for k, n in kept))
+    graph = sm.capture(model, x)
+    problem = sm.Problem(graph)
+    problem.maximize(values)
+    problem.add(graph.params <= limit)
+    problem.drop(graph.removable, lost, most)
+    if best == -np.inf:
+        with pytest.raises(InfeasibleError):
+            problem.solve()
+        return
+    plan = problem.solve(gap=0.0)
+    assert plan.objective == pytest.approx(best)
+    plan.apply(model)
+    assert plan.costs["params"].after == count_params(model) <= limit
+
+
+def test_prune_takes_depth_in_every_form() -> None:
+    x = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    batches = [(x, torch.zeros(16, 2, dtype=torch.float64))]
+    for depth, values in (
+        (True, sm.values.fisher(batches, nn.functional.mse_loss)),
+        (1, sm.values.reconstruction(batches)),
+        (["2", "3"], sm.values.measured(batches, nn.functional.mse_loss, points=3)),
+        ({"1": 1e-3, "3": 1e-3}, None),
+    ):
+        model = residual()
+        optimizer = torch.optim.Adam(model.parameters())
+        nn.functional.mse_loss(model(x), batches[0][1]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        plan = sm.prune(model, x, params=0.5, values=values, depth=depth, optimizer=optimizer)
+        assert plan.costs["params"].after == count_params(model) <= 0.5 * plan.costs["params"].before
+        assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
+        assert set(optimizer.state) == set(model.parameters())
+        nn.functional.mse_loss(model(x), batches[0][1]).backward()
+        optimizer.step()
+        gone = {e.module.split(".")[0] for e in plan.edits if e.kind == "bypass"}
+        assert gone <= set(depth) if isinstance(depth, (list, dict)) else len(gone) <= (1 if depth is not True else 3)
+
+
+def test_a_mutator_goes_on_without_its_branches() -> None:
+    model, x = residual(), torch.ones(2, 3, dtype=torch.float64)
+    mut = sm.Mutator(model, x)
+    plan = mut.prune(depth={"2": -1.0})
+    assert "2.down: gone, zeros in its place" in str(plan) and "branches go" in plan.alters
+    assert [r.name for r in mut.graph.removable] == ["1", "3"]
+    assert mut.graph.params.now == count_params(model)
+    plan = mut.prune(params=0.6)
+    assert plan.costs["params"].after == count_params(model)
+    assert mut.resize({"0": +2}).sizes["0"][1] == mut.graph["0"].nout
+
+
+def test_all_or_nothing() -> None:
+    model, x = residual(), torch.ones(2, 3, dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(x).sum().backward()
+    optimizer.step()
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    state = {id(p): {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+    plan = sm.Mutator(model, x).prune(depth={"2": -1.0}, params=0.8, dry_run=True)
+    assert dict(model.named_modules()) == modules
+    model.register_forward_hook(lambda *a: 1 / 0)
+    with pytest.raises(sm.errors.SolvemutError):
+        plan.apply(model, optimizer)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+    assert {id(p) for p in optimizer.state} == set(state)
+    assert all(torch.equal(s[k], state[id(p)][k]) for p, s in optimizer.state.items() for k in s)
+
+
+def test_what_is_refused() -> None:
+    model, x = residual(), torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(RequestError, match="weights do not tell what a whole branch is worth"):
+        sm.prune(model, x, params=0.5, depth=True)
+    with pytest.raises(RequestError, match="there is '1', '2', '3'"):
+        sm.prune(model, x, params=0.5, depth={"4": 1.0})
+    with pytest.raises(RequestError, match="without repair"):
+        sm.prune(model, x, params=0.5, depth={"1": 1.0}, rounds=2)
+    with pytest.raises(RequestError, match="budgets are on flops and params"):
+        sm.prune(model, x, memory=0.5, depth={"1": 1.0})
