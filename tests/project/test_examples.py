@@ -59,6 +59,8 @@ def test_a_latency_budget(monkeypatch, capsys):
     foretold = found["foretold"]
     assert foretold["half the ms"] <= 0.5 * foretold["trained"] < foretold["trained"]
     assert all(ms > 0 for ms in found["measured"].values()) and "half the FLOPs" in told
+    costs, worth = zip(*found["frontier"], strict=True)
+    assert list(costs) == sorted(costs) and list(worth) == sorted(worth) and "value per unit" in told
 
 
 def test_a_deeper_network_goes_on_from_where_it_was(capsys):
