@@ -59,7 +59,7 @@ class Compiled:
         )
         lost = sum(s.of(self.choices.coupling, times) for s in question.spreads if s.stage == question.stage)
         worth = decoder.worth.without(np.broadcast_to(gone, times.shape))
-        return worth.of(times, decoder.frozen) + sum(p.worth for p in stays) - lost
+        return worth.of(times, decoder.frozen) - sum(p.worth for p in question.parts if p not in stays) - lost
 
 
 def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Question | None = None) -> Compiled:

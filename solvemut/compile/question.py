@@ -100,7 +100,7 @@ class Worth:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What may go as a whole: units that count only where the switch is on (bool per class), and what it is worth."""
+    """What may go as a whole: units that count only where the switch is on (bool per class); what is lost with it."""
 
     switch: Switch
     units: np.ndarray

@@ -137,12 +137,13 @@ class Statement:
         self.program.value(worth[list(width.levels)], width, when=self._when(curve.units), stage=self.stage)
 
     def _parts(self) -> None:
-        """What is worth something as a whole, and how many of such may go."""
+        """What is lost with parts that go, and how many of them may."""
         question = self.layout.question
         for part in question.parts:
             width = self._switch(part.switch)
             assert width is not None
             self.program.value(part.worth, width, stage=self.stage)
+            self.program.value(-part.worth, stage=self.stage)
             self.program.hint({width: 1})
         if question.parts and question.most_removed is not None:
             name = self.free_name(f"at most {question.most_removed} parts go")

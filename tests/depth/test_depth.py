@@ -128,7 +128,8 @@ def test_switches_and_widths_against_brute_force(share: float, seed: int, most: 
             gone = sum(n is None for n in inside)
             if params(width, list(inside)) <= limit and (most is None or gone <= most):
                 kept = [(str(k + 1), n) for k, n in enumerate(inside) if n is not None]
-                best = max(best, width + sum(lost[k] + top(values[f"{k}.up"], n) for k, n in kept))
+                missed = sum(lost[str(k + 1)] for k, n in enumerate(inside) if n is None)
+                best = max(best, width + sum(top(values[f"{k}.up"], n) for k, n in kept) - missed)
     graph = sm.capture(model, x)
     problem = sm.Problem(graph)
     problem.maximize(values)
