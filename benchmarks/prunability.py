@@ -161,7 +161,20 @@ def follow_norms(masked: nn.Module, pruned: nn.Module, kept: Kept) -> list[str]:
         if path in small and (cut := vector_cut(module, path, kept)) is not None:
             module.register_forward_hook(_over_kept(small[path], *cut), with_kwargs=True)
             found.append(path)
+        dims = kept.get(f"{path}.weight", {})
+        if path in small and "StdConv" in type(module).__name__ and 1 in dims:  # statistics over the inputs that stay
+            module.register_forward_hook(_standardised(small[path], dims))
+            found.append(path)
     return found
+
+
+def _standardised(small: nn.Module, dims: Any) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        made = dims.get(0, range(out.shape[1]))
+        y = small(args[0].index_select(1, torch.as_tensor(dims[1])))
+        return torch.zeros_like(out).index_copy(1, torch.as_tensor(list(made)), y)
+
+    return hook
 
 
 def _over_kept(small: nn.Module, size: int, positions: Any) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from .initialise import Init, check_init
 from .optimizer import Optimizers, check_optimizers, forget_parameters, optimizers_of, reset_notice, state_steps
 from .swap import swap_of
 from .tensors import Change, Undo
-from .verify import check_how, verify_program
+from .verify import check_how, forget_memos, verify_program
 
 
 class Plan(PlanRecord):
@@ -89,6 +89,7 @@ def _change(
             poll()
             with about_follower(k - 1):
                 verify_program(plan, model, verify)
+                forget_memos(plan, model, undo)
         for notice in notices:
             warnings.warn(notice, stacklevel=4)
         poll()

@@ -11,6 +11,7 @@ network computes beyond what it says is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import zip_longest
 
 from torch import nn
@@ -19,7 +20,8 @@ from ..arguments import one_of
 from ..errors import ProgramMismatchError, SolvemutError
 from ..plan import PlanRecord
 from ..trace import Trace, join, lines
-from ..tracing import Example, calls_agree, fake_run, from_text, parts_agree, real_run, trace_example
+from ..tracing import Example, calls_agree, fake_run, from_text, memos, parts_agree, real_run, trace_example
+from .tensors import Undo
 
 HOW = ("program", "shapes", None)
 
@@ -35,7 +37,7 @@ def verify_program(plan: PlanRecord, model: nn.Module, how: str | None = "progra
     "program" compares the whole program, "shapes" runs it once on fake tensors and compares the shapes it returns, None
     trusts the plan.
     """
-    examples = from_text(plan.example) if plan.graph is None else list(plan.graph.examples)
+    examples = _examples(plan)
     if not examples or how is None:
         return
     try:
@@ -51,6 +53,18 @@ def verify_program(plan: PlanRecord, model: nn.Module, how: str | None = "progra
             f"the changed model would not run: {e.__cause__ or e}. Nothing was changed. A size may be computed or "
             "cached outside the modules' attributes; keep the layers before it"
         ) from e
+
+
+def forget_memos(plan: PlanRecord, model: nn.Module, undo: Undo) -> None:
+    """Dicts that the forward fills with what it computes of weights begin empty: those weights are others now."""
+    for example in _examples(plan)[:1]:
+        for memo in memos(model, example):
+            undo.append(partial(memo.update, dict(memo)))
+            memo.clear()
+
+
+def _examples(plan: PlanRecord) -> list[Example]:
+    return from_text(plan.example) if plan.graph is None else list(plan.graph.examples)
 
 
 def _compare(foretold: tuple[str, ...], trace: Trace) -> None:

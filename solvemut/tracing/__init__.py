@@ -1,7 +1,7 @@
 """Tracing: a forward pass of a torch module as a trace."""
 
 from .examples import MODES, Example, check_methods, check_modes, examples_of, from_text, to_text
-from .export import calls_agree, fake_run, real_run, trace_example, trace_examples, trace_module
+from .export import calls_agree, fake_run, memos, real_run, trace_example, trace_examples, trace_module
 from .footprint import Observer
 from .modules import like, repeats
 from .parts import node_name, parts_agree, read_by, seen
@@ -22,6 +22,7 @@ __all__ = [
     "from_text",
     "is_compiled",
     "like",
+    "memos",
     "node_name",
     "parts_agree",
     "python_functions_open",

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError, SolvemutError
 from ..trace import Call, Trace, join, listing
 from .examples import Example
+from .memos import Filled, candidates, emptied
 from .modules import untouched
 from .objects import closed, opened
 from .open_sizes import shape_of
@@ -95,7 +96,9 @@ def trace_example(model: nn.Module, example: Example, tracked: bool = True) -> T
     Without `tracked` no int remembers where it came from: the forward sees just what it sees when it is used.
     """
     try:
-        exported, recorder = _export(model, example, tracked)
+        with emptied(memos(model, example)):
+            exported, recorder = _export(model, example, tracked)
+            return Reader(model, exported, recorder).trace()
     except SolvemutError:
         raise
     except Exception as e:
@@ -105,7 +108,6 @@ def trace_example(model: nn.Module, example: Example, tracked: bool = True) -> T
             f"{'model' if example.method == 'forward' else 'model.' + example.method}(*args, **kwargs) runs in {mode} "
             "mode, takes these inputs, and does not branch on tensor values."
         ) from e
-    return Reader(model, exported, recorder).trace()
 
 
 def _run_by_its_code(model: nn.Module, method: str) -> nn.Module:
@@ -169,6 +171,27 @@ def fake_run(
 
     With `gradients` as a training step would run it. Raises SolvemutError if it does not run.
     """
+    with emptied(memos(model, example)):
+        return _fake_run(model, example, recorder, gradients)
+
+
+def memos(model: nn.Module, example: Example) -> list[dict[Any, Any]]:
+    """The dicts of tensors that a call fills again, with the same keys, when they are empty."""
+    held = candidates(model)
+    if not held:
+        return []
+    watch = Filled(held)
+    with emptied(held):
+        try:
+            _fake_run(model, example, watch)
+        except SolvemutError:
+            return []
+    return [d for d, keys in zip(held, watch.keys, strict=True) if d.keys() <= keys]
+
+
+def _fake_run(
+    model: nn.Module, example: Example, recorder: Recorder | None, gradients: bool = False
+) -> list[tuple[int, ...]]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_run(model, example.training))
         mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
@@ -205,7 +228,7 @@ def real_run(model: nn.Module, example: Example) -> list[tuple[int, ...]]:
 
     Raises SolvemutError if it does not run, as on the meta device.
     """
-    with quiet_run(model, example.training):
+    with emptied(memos(model, example)), quiet_run(model, example.training):
         args, kwargs = closed(example.inputs(model))
         try:
             out = opened(getattr(model, example.method)(*args, **kwargs))
