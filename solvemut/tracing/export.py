@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, SolvemutError
 from ..trace import Call, Trace, join, listing
+from .caches import Filled, candidates, emptied
 from .examples import Example
-from .memos import Filled, candidates, emptied
 from .modules import untouched
 from .objects import closed, opened
 from .open_sizes import shape_of
