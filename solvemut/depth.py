@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .apply import make_edit
 from .arguments import names, near, number, shown, whole
-from .building import Bypassed
 from .compile import Part
 from .coupling import couple
 from .edits import INPUT, ZEROS, Bypass
@@ -92,22 +92,16 @@ def _results(model: nn.Module, graph: Graph, paths: Sequence[str]) -> tuple[dict
 
 def _runs(model: nn.Module, graph: Graph, edits: Sequence[Bypass], shapes: Any) -> bool:
     """Whether the model gives results of the same shapes without some modules, which stand in it again afterwards."""
-    undo = [bypass(model, e) for e in edits]
+    undo: list[Callable[[], None]] = []
     try:
+        for edit in edits:
+            make_edit(model, edit, undo)
         return fake_run(model, graph.examples[0]) == shapes
     except SolvemutError:
         return False
     finally:
         for back in reversed(undo):
             back()
-
-
-def bypass(model: nn.Module, edit: Bypass) -> Any:
-    """Put what passes on, or gives zeros, in the place of a module; returns what puts it back."""
-    path, _, name = edit.module.rpartition(".")
-    parent, old = model.get_submodule(path), model.get_submodule(edit.module)
-    parent._modules[name] = Bypassed(edit.gives == ZEROS, edit.results).train(old.training)
-    return lambda: parent._modules.__setitem__(name, old)
 
 
 # -- as prune takes them -----------------------------------------------------------------------------------------------
@@ -192,7 +186,7 @@ def without(graph: Graph, gone: Sequence[Removable], times: np.ndarray) -> tuple
     student = copy.deepcopy(graph.model)
     for r in gone:
         for edit in r.edits:
-            bypass(student, edit)
+            make_edit(student, edit, [])
     modes = ("eval", "train") if any(e.training for e in graph.examples) else ("eval",)
     first = [e for e in graph.examples if not e.training]
     trace, examples = trace_examples(student, first, modes)

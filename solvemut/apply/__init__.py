@@ -1,8 +1,8 @@
 """Apply: a plan in a model, in place, all or nothing."""
 
-from .attributes import EDITORS
+from .attributes import EDITORS, make_edit
 from .initialise import SPLIT, Init, check_init, drawing
-from .optimizer import Optimizers, optimizers_of
+from .optimizer import Optimizers, forget_parameters, optimizers_of
 from .plan import Plan
 from .verify import check_how
 
@@ -15,5 +15,7 @@ __all__ = [
     "check_how",
     "check_init",
     "drawing",
+    "forget_parameters",
+    "make_edit",
     "optimizers_of",
 ]

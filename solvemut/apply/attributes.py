@@ -11,7 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..building import Bypassed
-from ..edits import AROUND, ZEROS, Bypass, Rewire, SetAttribute, SetKernel
+from ..edits import AROUND, ZEROS, Bypass, Edit, Rewire, SetAttribute, SetKernel
 from ..errors import PlanMismatchError
 from ..plan import PlanRecord
 from ..tracing import repeats
@@ -25,7 +25,12 @@ def make_edits(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> Non
     for k, model in enumerate(models):
         with about_follower(k - 1):
             for edit in plan.edits:
-                EDITORS[edit.kind](model, edit, undo, done)
+                make_edit(model, edit, undo, done)
+
+
+def make_edit(model: nn.Module, edit: Edit, undo: Undo, done: Done | None = None) -> None:
+    """One edit in one model; `undo` gets what takes it back."""
+    EDITORS[edit.kind](model, edit, undo, set() if done is None else done)
 
 
 def _module(model: nn.Module, change: SetAttribute | SetKernel | Bypass) -> nn.Module:

@@ -52,14 +52,10 @@ class Compiled:
     def objective(self, times: np.ndarray, on: Mapping[str, bool] | None = None) -> float:
         """What the stage of worth has to come to, counted from a change, with switches as `on` says, or else on."""
         question, decoder = self.choices.question, self.decoder
-        states = on or {}
-        stays = [p for p in question.parts if states.get(p.switch.name, True)]
-        gone = (
-            np.any([p.units for p in question.parts if p not in stays], axis=0) if question.parts else np.array(False)
-        )
+        gone = [p for p in question.parts if not (on or {}).get(p.switch.name, True)]
         lost = sum(s.of(self.choices.coupling, times) for s in question.spreads if s.stage == question.stage)
-        worth = decoder.worth.without(np.broadcast_to(gone, times.shape))
-        return worth.of(times, decoder.frozen) - sum(p.worth for p in question.parts if p not in stays) - lost
+        worth = decoder.worth.without(np.any([p.units for p in gone], axis=0)) if gone else decoder.worth
+        return worth.of(times, decoder.frozen) - sum(p.worth for p in gone) - lost
 
 
 def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Question | None = None) -> Compiled:

@@ -82,8 +82,6 @@ class Worth:
 
     def without(self, units: np.ndarray) -> Worth:
         """The worth of what else there is (`units`: bool per class)."""
-        if not units.any():
-            return self
         curves = tuple(c for c in self.curves if not units[c.units].all())
         return replace(self, value=np.where(units, 0.0, self.value), curves=curves)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..apply import Plan
+from ..apply import Plan, forget_parameters
 from ..coupling import couple
 from ..edits import Rewire, Selection
 from ..errors import CaptureError, RequestError, SolvemutError
@@ -166,13 +166,8 @@ def _check_sizes(plan: Plan, after: Graph, ports: Sequence[Port]) -> None:
 
 def _follow_parameters(model: nn.Module, before: Snapshot, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Parameters of layers that came are trained like the others; those of layers that went are no longer."""
-    old, now = {id(t) for t, _, _ in before.tensors}, {id(p) for p in model.parameters()}
+    old = {id(t) for t, _, _ in before.tensors}
     new = [p for p in model.parameters() if id(p) not in old]
-    gone = old - now
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for p in [p for p in optimizer.state if isinstance(p, torch.Tensor) and id(p) in gone]:
-            del optimizer.state[p]
+    forget_parameters([model], old, optimizers, [])  # the snapshot undoes it
     if new and len(optimizers) == 1:
         optimizers[0].add_param_group({"params": new})

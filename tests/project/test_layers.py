@@ -42,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "apply": {"building", "interrupts", "plan", "tracing"},
     "explain": {"compile", "graph"},
     "frontier": {"apply", "compile", "pictures"},
-    "depth": {"apply", "building", "compile"},
+    "depth": {"apply", "compile"},
     "problem": {"depth", "explain", "frontier", "progress", "values"},
     "relax": {"frontier", "problem"},
     "select": {"problem"},
