@@ -156,17 +156,10 @@ def _own(graph: Graph, r: Removable) -> np.ndarray:
     return inside & ~outside & ~coupling.frozen
 
 
-def switched(graph: Graph, cost: Cost, found: Sequence[Removable]) -> Cost:
+def switched(cost: Cost, found: Sequence[Removable]) -> Cost:
     """One of the model's own costs, whose terms in branches count only where these stay."""
     of = {x: r.switch for r in found for x in (*r.branch.nodes, *r.branch.params)}
-    coupling = graph.coupling
-    if cost.name == "flops":
-        keys = [w.node.name for w in coupling.facts.works if not w.node.tag]
-    else:
-        params = [v for v, p in coupling.trace.params.items() if p.kind == "parameter"]
-        keys = [*params, *("" for _ in coupling.trace.unused)]
-    terms = [replace(m, when=of.get(k)) for k, m in zip(keys, cost.monomials, strict=True)]
-    return Cost(cost.name, tuple(terms), cost.owner)
+    return replace(cost, monomials=tuple(replace(m, when=of.get(m.of)) for m in cost.monomials))
 
 
 def budgets_of(graph: Graph, requests: Sequence[Any], found: Sequence[Removable]) -> list[Any]:
@@ -176,7 +169,7 @@ def budgets_of(graph: Graph, requests: Sequence[Any], found: Sequence[Removable]
         if isinstance(r, Budget):
             if r.cost.name not in ("flops", "params"):
                 raise RequestError(f"{r}: where branches may go, budgets are on flops and params")
-            r = replace(r, cost=switched(graph, graph.cost(r.cost.name), found), whole=r)
+            r = replace(r, cost=switched(graph.cost(r.cost.name), found), whole=r)
         out.append(r)
     return out
 

@@ -4,7 +4,7 @@ Those of memory are built from what was observed besides.
 """
 
 from . import flops, params
-from .base import COSTS, cost, monomial
+from .base import COSTS, cost, elements, monomial
 from .memory import memory, training_memory, weight_bytes
 
-__all__ = ["COSTS", "cost", "flops", "memory", "monomial", "params", "training_memory", "weight_bytes"]
+__all__ = ["COSTS", "cost", "elements", "flops", "memory", "monomial", "params", "training_memory", "weight_bytes"]

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ..coupling import Coupling
-from ..flow import FIXED, Extent
+from ..flow import FIXED, Extent, prod
 from ..requests import Cost, Monomial
+from ..trace import Param, layer_of
 
 COSTS: dict[str, Callable[[Coupling], Cost]] = {}
 
@@ -24,7 +25,21 @@ def cost(f: Callable[[Coupling], Cost]) -> Callable[[Coupling], Cost]:
     return f
 
 
-def monomial(coupling: Coupling, coefficient: int, extents: list[Extent] | tuple[Extent, ...], vertex: str) -> Monomial:
+def elements(coupling: Coupling, value: str, dims: int | None = None) -> tuple[int, list[Extent]]:
+    """How many elements a parameter has, or its leading dims: what is fixed of that, and the sizes that are not."""
+    shape = coupling.trace.params[value].shape[:dims]
+    found = [coupling.sources.get((value, d)) for d in range(len(shape))]
+    return prod([n for n, e in zip(shape, found, strict=True) if e is None]), [e for e in found if e is not None]
+
+
+def home(p: Param) -> str:
+    """The layer whose parameter it is, or its own name."""
+    return layer_of(p.name.rpartition(".")[0]) or p.name
+
+
+def monomial(
+    coupling: Coupling, coefficient: int, extents: list[Extent] | tuple[Extent, ...], vertex: str, of: str = ""
+) -> Monomial:
     """A product with the extents that cannot change multiplied out."""
     kept = []
     for e in extents:
@@ -33,7 +48,7 @@ def monomial(coupling: Coupling, coefficient: int, extents: list[Extent] | tuple
             coefficient *= e.now
         else:
             kept.append(e)
-    return Monomial(coefficient, tuple(kept), vertex)
+    return Monomial(coefficient, tuple(kept), vertex, of=of)
 
 
 def _whole_per_row(e: Extent, units: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ def flops(coupling: Coupling) -> Cost:
     """Floating-point operations of one forward on the captured inputs."""
     works = (w for w in coupling.facts.works if not w.node.tag)  # of further calls only the couplings count
     monomials = (
-        monomial(coupling, 2 * w.coefficient, w.extents, layer_of(w.node.module) or w.node.name) for w in works
+        monomial(coupling, 2 * w.coefficient, w.extents, layer_of(w.node.module) or w.node.name, w.node.name)
+        for w in works
     )
     return Cost("flops", tuple(monomials), coupling)

@@ -13,7 +13,7 @@ from ..errors import RequestError
 from ..flow import Extent, Labels, prod
 from ..requests import Cost, Monomial, Peak
 from ..trace import Footprint, Held, layer_of
-from .base import monomial
+from .base import elements, home, monomial
 
 
 def weight_bytes(coupling: Coupling, itemsizes: Mapping[str, tuple[int, int]]) -> Cost:
@@ -24,7 +24,7 @@ def weight_bytes(coupling: Coupling, itemsizes: Mapping[str, tuple[int, int]]) -
     left, terms = dict(itemsizes), []
     for value, p in coupling.trace.params.items():
         if (found := left.pop(p.name, None)) is not None:
-            terms.append(_of(coupling, value, found[0], layer_of(p.name.rpartition(".")[0]) or p.name))
+            terms.append(_of(coupling, value, found[0], home(p)))
         for alias in p.aliases:
             left.pop(alias, None)
     rest = sum(itemsize * n for itemsize, n in left.values())
@@ -57,8 +57,7 @@ def training_memory(
     terms = list(_sum(coupling, "", footprint.kept).monomials)
     for value, p in coupling.trace.params.items():
         if p.name in itemsizes:
-            vertex = layer_of(p.name.rpartition(".")[0]) or p.name
-            terms.append(_of(coupling, value, (1 + states) * itemsizes[p.name][0], vertex))
+            terms.append(_of(coupling, value, (1 + states) * itemsizes[p.name][0], home(p)))
     return Cost("training_memory", tuple(terms), coupling)
 
 
@@ -74,19 +73,16 @@ def _sum(coupling: Coupling, name: str, there: Iterable[Held]) -> Cost:
 
 def _of(coupling: Coupling, value: str, itemsize: int, vertex: str, dims: int | None = None) -> Monomial:
     """Bytes of a value: the product of its sizes; or of its leading dims only, which have labels of their own."""
-    shape = coupling.trace.shape(value)[:dims]
-    found: dict[tuple[int, ...], Extent] = {}
     if value in coupling.trace.params:
-        found = {(d,): e for d in range(len(shape)) if (e := coupling.sources.get((value, d))) is not None}
+        fixed, extents = elements(coupling, value, dims)
     else:
-        labels = coupling.values[value]
+        shape, labels = coupling.trace.shape(value)[:dims], coupling.values[value]
         assert isinstance(labels, Labels), "a call that gives a list makes no tensor of that name"
-        for f in labels.factors:
-            if f.dims[-1] < len(shape):
-                found[f.dims] = Extent(f.labels.reshape(-1))
-    sized = {d for dims in found for d in dims}
-    fixed = prod([n for d, n in enumerate(shape) if d not in sized])
-    return monomial(coupling, itemsize * fixed, list(found.values()), vertex)
+        factors = [f for f in labels.factors if f.dims[-1] < len(shape)]
+        sized = {d for f in factors for d in f.dims}
+        fixed = prod([n for d, n in enumerate(shape) if d not in sized])
+        extents = [Extent(f.labels.reshape(-1)) for f in factors]
+    return monomial(coupling, itemsize * fixed, extents, vertex, value)
 
 
 def _vertex(coupling: Coupling, value: str) -> str:

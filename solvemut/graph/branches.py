@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ..costs import COSTS
 from ..coupling import Coupling
-from ..flow import prod
 from ..trace import Node, layer_of
 
 PRODUCTS = {"mul"}  # zero where one of their factors is
@@ -53,9 +53,8 @@ class _Finder:
             for r in dict.fromkeys(n.refs()):
                 self.readers.setdefault(r, []).append(n)
         self.work: dict[str, int] = {}  # FLOPs by node
-        for w in coupling.facts.works:
-            flops = 2 * w.coefficient * prod([e.now for e in w.extents])
-            self.work[w.node.name] = self.work.get(w.node.name, 0) + flops
+        for m in COSTS["flops"](coupling).monomials:
+            self.work[m.of] = self.work.get(m.of, 0) + m.now
         self.before: dict[str, set[str]] = {}  # by value all that it depends on
         for node in self.nodes:
             of = [r for r in node.refs() if r not in self.trace.params]

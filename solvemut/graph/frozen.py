@@ -10,6 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..costs import elements
 from ..coupling import Coupling
 from ..flow import FIXED, Extent, prod
 from ..report import Part, Table, clipped, one_line, text
@@ -171,9 +172,7 @@ class _Reader:
         trace = self.coupling.trace
         for value, p in trace.params.items():
             if p.kind == "parameter":
-                found = [self.coupling.sources.get((value, d)) for d in range(len(p.shape))]
-                fixed = prod([n for n, e in zip(p.shape, found, strict=True) if e is None])
-                yield fixed, [e for e in found if e is not None], "fixed sizes"
+                yield *elements(self.coupling, value), "fixed sizes"
         for p in trace.unused:
             yield p.numel, (), "not read by any captured call"
 

@@ -26,12 +26,16 @@ class Switch:
 
 @dataclass(frozen=True, eq=False)
 class Monomial:
-    """coefficient * product of extents, of one vertex; counted where the switch `when` is on."""
+    """coefficient * product of extents, of one vertex; counted where the switch `when` is on.
+
+    `of` names the node or the value of the trace that it counts, in costs that are sums over these.
+    """
 
     coefficient: int
     extents: tuple[Extent, ...]
     vertex: str = ""
     when: Switch | None = None
+    of: str = ""
 
     @property
     def now(self) -> int:
@@ -50,6 +54,7 @@ class Table:
     extents: tuple[Extent, ...]
     vertex: str = ""
     when: Switch | None = None
+    of: str = ""
 
     def __post_init__(self) -> None:
         wanted = tuple(e.now + 1 for e in self.extents)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from .. import batches as runs
 from ..errors import RequestError
@@ -63,7 +62,7 @@ def _zeros(module: nn.Module, args: Any, out: Any) -> Any:
 def _result(model: nn.Module, batch: Any, loss: Any) -> Any:
     if loss is not None:
         return float(runs.value_of(loss, model, batch))
-    return [t for t in pytree.tree_leaves(model(*batch[:-1])) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    return runs.floats(runs.forward(model, batch))
 
 
 def _change(before: Any, after: Any, loss: Any) -> float:
