@@ -208,7 +208,7 @@ def measured(problem: Any, cost: Cost, worth: Worth) -> Measured:
     state.requests = list(problem.requests)
     state.add(budget)
     compiled = state._compiled(worth)
-    resources = tuple(name for b, name in compiled.counted if budget in (b, b.whole))
+    resources = tuple(name for b, name in compiled.counted if b.asked is budget)
     for name in resources:
         compiled.program.free(name)
     return Measured(problem, compiled, budget, resources)

@@ -320,7 +320,7 @@ class Problem:
             )
         for b, name in compiled.counted:
             recounts = [b.cost.count(self.graph.coupling, times, on)]
-            if self._is_own(b.cost) or (self.removable and b.cost.name in after.costs):
+            if self._is_own(b.asked.cost):
                 recounts.append(after.costs[b.cost.name].counted)
             for found in recounts:
                 if found != solution.costs[name]:

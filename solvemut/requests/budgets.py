@@ -165,7 +165,12 @@ class Budget:
     cost: Cost
     limit: Fraction
     sense: str = "<="
-    whole: Budget | None = None  # the budget on a maximum that this is the part of for one of its sums
+    whole: Budget | None = None  # the budget that was asked for, where this states it, or a part of it
+
+    @property
+    def asked(self) -> Budget:
+        """The budget that was asked for."""
+        return self if self.whole is None else self.whole
 
     def sums(self, grows: bool) -> list[Budget]:
         """The budgets on sums that say the same: of a maximum one for each that could be broken.
