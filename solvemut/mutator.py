@@ -25,9 +25,9 @@ from .lazy import Pending, lazily
 from .problem import Problem, check_fresh
 from .relax import in_order, relax_last
 from .report import one_line, short
-from .requests import Budget, Cost, asked, budget_of, timed
+from .requests import Budget, asked
 from .resizing import Resizing
-from .select import problem_of
+from .select import Limits, problem_of
 from .stages import Stages, step_of, take_over
 from .surgery import Operation, Settling, connect, disconnect, insert, perform, remove
 from .tracing import MODES, Observer, check_methods, check_modes, examples_of, seen, to_text, trace_examples, unwrapped
@@ -236,20 +236,10 @@ class Mutator:
         dry_run = flag(dry_run, "dry_run")
         drawn = drawing(init, dry_run)
         check_fresh(self.graph)
-        times, ms = (None, None) if latency is None else timed(latency, table)
-        limits = {"flops": flops, "params": params, "memory": memory, "latency": ms}
-        limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
-        removed = None if depth is None or depth is False else depth_of(self.graph, depth)
-        worth: Mapping[str, float] = {}
-        if removed is not None:
-            if repair is not None or refine or rounds > 1 or self.pending is not None:
-                raise RequestError("prune: depth goes by itself, without repair, refine, rounds or a lazy block")
-            ends = {r.name: r.edits[-1].module for r in removed.found}
-            worth = branch_worth(values, self.graph, ends) if removed.worth is None else removed.worth
+        limits = Limits.of(flops, params, memory, training_memory, weight_bytes, latency, table)
+        stages = Stages(repair, refine, rounds, verify)
+        going = None if depth is None or depth is False else self._branches(depth, values, stages.needed)
         moved: dict[str, Budget] = {}  # those that had to be relaxed, and those that were kept beside them
-
-        def cost(graph: Graph, name: str) -> Cost:
-            return graph.latency(times) if name == "latency" else graph.cost(name)
 
         def ask(graph: Graph, part: float) -> Problem:
             problem = problem_of(graph, values, round_to=round_to, keep=keep, constraints=constraints)
@@ -257,16 +247,13 @@ class Mutator:
                 problem.split()
             if grow is not None and grow is not False:
                 problem.grow(grow)
-            for name, limit in limits.items():
-                if limit is not None:
-                    budget = moved[name] if name in moved else budget_of(cost(self.graph, name), limit)
-                    problem.add(step_of(budget, cost(graph, name), part))
-            if removed is not None:
-                problem.drop(removed.found, worth, removed.most)
+            for name, budget in {**limits.budgets(self.graph), **moved}.items():
+                problem.add(step_of(budget, limits.cost(graph, name), part))
+            if going is not None:
+                problem.drop(*going)
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)
-        stages = Stages(repair, refine, rounds, verify)
         if stages.needed and self.pending is not None:
             raise RequestError("prune: repair, refine and rounds run the model, so they do not wait in a lazy block")
         if stages.needed:
@@ -274,8 +261,7 @@ class Mutator:
         problem: Problem | None = None
         if on_infeasible == "relax":
             problem = ask(self.graph, 1.0)
-            given = [name for name, limit in limits.items() if limit is not None]
-            moved, how = relax_last(problem, given, ranked, how)
+            moved, how = relax_last(problem, list(limits.given), ranked, how)
         if not stages.needed:
             plan = (problem or ask(self.graph, 1.0)).solve(*how)
             return plan if dry_run or plan.status == "interrupted" else self.apply(plan, verify, drawn)
@@ -283,6 +269,14 @@ class Mutator:
         if dry_run or plan.status == "interrupted":
             return plan
         return self._apply(plan, verify, drawn, student)
+
+    def _branches(self, depth: Any, values: Values, staged: bool) -> tuple[Any, Mapping[str, float], int | None]:
+        """The branches that may go, what is lost with each, and how many of them may, as `Problem.drop` takes them."""
+        found = depth_of(self.graph, depth)
+        if staged or self.pending is not None:
+            raise RequestError("prune: depth goes by itself, without repair, refine, rounds or a lazy block")
+        ends = {r.name: r.edits[-1].module for r in found.found}
+        return found.found, branch_worth(values, self.graph, ends) if found.worth is None else found.worth, found.most
 
     def resize(
         self,

@@ -7,8 +7,8 @@ values given, and `plan.bound` what no choice within the same budgets can exceed
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,51 @@ from .errors import InfeasibleError
 from .graph import Graph
 from .plan import PlanCost, kept_units
 from .problem import Problem
-from .requests import Budget, asked, budget_of, timed
+from .requests import Budget, Cost, asked, budget_of, timed
 from .values import Values, kinds, ranked
 
 STEPS = 24  # of a bisection
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a request of `prune` allows of each cost, by name, and the table that its latency goes by."""
+
+    given: Mapping[str, float]
+    table: Any = None
+
+    @staticmethod
+    def of(
+        flops: float | None = None,
+        params: float | None = None,
+        memory: float | None = None,
+        training_memory: float | None = None,
+        weight_bytes: float | None = None,
+        latency: Any = None,
+        table: Any = None,
+    ) -> Limits:
+        """The limits that are not None."""
+        times, ms = (None, None) if latency is None else timed(latency, table)
+        every = {"flops": flops, "params": params, "memory": memory, "latency": ms}
+        every |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
+        return Limits({name: limit for name, limit in every.items() if limit is not None}, times)
+
+    def cost(self, graph: Graph, name: str) -> Cost:
+        """A cost of a graph by its name."""
+        return graph.latency(self.table) if name == "latency" else graph.cost(name)
+
+    def budgets(self, graph: Graph) -> dict[str, Budget]:
+        """The budgets on the costs of a graph."""
+        return {name: budget_of(self.cost(graph, name), limit) for name, limit in self.given.items()}
+
+
 def problem_of(
     graph: Graph,
     values: Values = None,
-    flops: float | None = None,
-    params: float | None = None,
     round_to: int | None = None,
     keep: str | Iterable[str] | None = None,
     constraints: Any = None,
-    memory: float | None = None,
-    training_memory: float | None = None,
-    weight_bytes: float | None = None,
-    latency: Any = None,
-    table: Any = None,
+    **limits: Any,
 ) -> Problem:
     """The problem that a request of `prune` states."""
     problem = Problem(graph)
@@ -46,14 +72,7 @@ def problem_of(
     problem.round_to(round_to)
     problem.keep(*names(keep, "keep"))
     problem.add(asked(constraints, graph))
-    limits = {"flops": flops, "params": params, "memory": memory}
-    limits |= {"training_memory": training_memory, "weight_bytes": weight_bytes}
-    for name, limit in limits.items():
-        if limit is not None:
-            problem.add(budget_of(graph.cost(name), limit))
-    if latency is not None:
-        times, limit = timed(latency, table)
-        problem.add(budget_of(graph.latency(times), limit))
+    problem.add(*Limits.of(**limits).budgets(graph).values())
     return problem
 
 
