@@ -229,6 +229,7 @@ def test_every_node_of_an_odd_model_can_be_run():
     graph = sm.capture(Odd(), torch.zeros(2, 5, dtype=torch.long))
     table = sm.measure_latency(graph, rounds=1, check=0, points=9, progress=False)
     assert not [e.note for e in table.entries.values() if "cannot be run" in e.note]
+    table = sm.measure_latency(graph, FakeClock(linear), progress=False)  # what is feasible is no matter of the machine
     plan = sm.select.optimal(graph, latency=0.95, table=table)
     assert plan.costs["latency"].after <= 0.95 * plan.costs["latency"].before
 
