@@ -89,8 +89,7 @@ class Choices:
             yield from (e.labels for e, _, _ in affine.terms)
         for equation in self.equations:
             yield from (e.labels for e, _ in equation.parts)
-        label_of = np.unique(self.coupling.unit_of, return_index=True)[1]
-        yield from (label_of[curve.units] for curve in self.worth.curves)
+        yield from (self.coupling.label_of[curve.units] for curve in self.worth.curves)
         for cost in self.question.costs:
             yield from (e.labels for m in cost.monomials for e in m.extents if id(e) not in known)
 

@@ -83,6 +83,11 @@ class Coupling:
         )
 
     @cached_property
+    def label_of(self) -> np.ndarray:
+        """A label of each class, the first that it has."""
+        return np.asarray(np.unique(self.unit_of, return_index=True)[1])
+
+    @cached_property
     def row_of(self) -> tuple[np.ndarray, ...]:
         """For each of `rows` the row of every class, -1 outside."""
         return tuple(row_of_units(r, self.n_units) for r in self.rows)

@@ -76,13 +76,17 @@ class Together:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A node with the sizes that can change in it; `note` says what was simplified."""
+    """A node with the sizes that can change in it; `note` says what was simplified.
+
+    `works` tells whether it multiplies and accumulates, rather than moves data.
+    """
 
     graph: Graph
     node: Node
     axes: tuple[Axis | Together, ...]
     key: str
     note: str = ""
+    works: bool = False
 
     def at(self, sizes: Sequence[int]) -> tuple[Node, dict[str, tuple[int, ...]]]:
         """The node, and the shapes of what it reads, where each axis has that size, be it more than it has now."""
@@ -119,26 +123,15 @@ class Site:
     def now(self) -> tuple[int, ...]:
         return tuple(a.now for a in self.axes)
 
-    @property
-    def works(self) -> bool:
-        """Whether it multiplies and accumulates, rather than moves data."""
-        return self.node.name in _working(self.graph)
-
 
 def sites(graph: Graph) -> list[Site]:
     """The nodes of the first call that run something, in order."""
     found: list[Site] | None = graph.__dict__.get("_latency_sites")
     if found is None:
-        found = [_site(graph, n) for n in graph.trace.nodes if not n.tag and n.op not in FREE]
+        working = {w.node.name for w in graph.coupling.facts.works}
+        nodes = [n for n in graph.trace.nodes if not n.tag and n.op not in FREE]
+        found = [replace(_site(graph, n), works=n.name in working) for n in nodes]
         object.__setattr__(graph, "_latency_sites", found)
-    return found
-
-
-def _working(graph: Graph) -> set[str]:
-    found: set[str] | None = graph.__dict__.get("_working_nodes")
-    if found is None:
-        found = {w.node.name for w in graph.coupling.facts.works}
-        object.__setattr__(graph, "_working_nodes", found)
     return found
 
 
@@ -172,19 +165,9 @@ def _axes(graph: Graph, node: Node) -> list[Axis]:
     _, of = np.unique(member, axis=0, return_inverse=True)
     of = of.reshape(-1)
     first = [int(np.argmax(member[of == k][0])) for k in range(int(of.max()) + 1)]
-    label_of = _label_of(graph)
     found = [(first[k], every[of == k]) for k in range(len(first))]
     found.sort(key=lambda f: (f[0], int(f[1][0])))
-    return [Axis(_in_rows(graph, units), label_of) for _, units in found]
-
-
-def _label_of(graph: Graph) -> np.ndarray:
-    """A label of each unit class."""
-    found = graph.__dict__.get("_label_of_units")
-    if found is None:
-        found = np.unique(graph.coupling.unit_of, return_index=True)[1]
-        object.__setattr__(graph, "_label_of_units", found)
-    return np.asarray(found)
+    return [Axis(_in_rows(graph, units), coupling.label_of) for _, units in found]
 
 
 def _labels(graph: Graph, node: Node) -> Iterator[np.ndarray]:
