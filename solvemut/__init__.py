@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, program, regularize, repair, search, select, values
+    from .alternatives import Alternative, LowRank
     from .apply import Plan
     from .building import Builder, editable, identity_init
     from .graph import Graph, Vertex
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Alternative": "alternatives",
+    "LowRank": "alternatives",
     "Builder": "building",
     "Graph": "graph",
     "Vertex": "graph",
@@ -41,9 +44,11 @@ _HOMES = {
 }
 _MODULES = ("errors", "program", "regularize", "repair", "search", "select", "values")
 __all__ = [
+    "Alternative",
     "Builder",
     "Graph",
     "LatencyTable",
+    "LowRank",
     "Mutator",
     "Plan",
     "Problem",

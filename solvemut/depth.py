@@ -1,31 +1,31 @@
 """Depth: branches that a network runs without, and the network that is left when some of them are gone.
 
 A branch is one side of a sum (see `graph.branches`). Without it the sum is its other side: the last module of the
-branch gives zeros, those before it pass on what they are given. Each removal is tried on fake tensors before it counts.
+branch gives zeros, those before it pass on what they are given. A layer between two tensors of one shape passes on what
+it is given; the units of the two are then the same, so they all stay. Each removal is tried on fake tensors before it
+counts.
 """
 
 from __future__ import annotations
 
-import copy
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from .apply import make_edit
 from .arguments import names, near, number, shown, whole
 from .compile import Part
-from .coupling import couple
 from .edits import INPUT, ZEROS, Bypass
-from .errors import RequestError, SolvemutError
-from .flow import FIXED
+from .errors import RequestError
+from .flow import FIXED, Labels
 from .graph import Branch, Graph, branches_of
-from .requests import Budget, Cost, Switch
-from .tracing import fake_run, seen, trace_examples
+from .remodel import why_not
+from .requests import Switch
+from .tracing import fake_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +55,21 @@ def removable(graph: Graph) -> tuple[Removable, ...]:
         raise RequestError("removable: this graph has no model, or no example inputs to try it on; capture the model")
     callable_ = {k for k, m in model.named_modules() if k and type(m).forward is not nn.Module.forward}
     found = branches_of(graph.coupling, callable_)
-    results, before = _results(model, graph, [m for b in found for m in b.modules])
+    results, shapes = _results(model, graph, [m for b in found for m in b.modules])
     out = []
     for b in found:
         if (several := results.get(b.modules[-1])) is None:
             continue
         edits = (
             *(Bypass(m, INPUT, results.get(m, 0) or 0) for m in b.modules[:-1]),
-            Bypass(b.modules[-1], ZEROS, several),
+            Bypass(b.modules[-1], ZEROS if b.sum else INPUT, several),
         )
-        if _runs(model, graph, edits, before):
+        if not why_not(graph, edits, shapes):
             out.append(Removable(b, edits))
     return tuple(out)
 
 
-def _results(model: nn.Module, graph: Graph, paths: Sequence[str]) -> tuple[dict[str, int], Any]:
+def _results(model: nn.Module, graph: Graph, paths: Sequence[str]) -> tuple[dict[str, int], list[tuple[int, ...]]]:
     """By module how many results it gives, 0 for a tensor by itself; and the shapes that the model returns."""
     found: dict[str, int] = {}
 
@@ -88,20 +88,6 @@ def _results(model: nn.Module, graph: Graph, paths: Sequence[str]) -> tuple[dict
         for h in handles:
             h.remove()
     return found, shapes
-
-
-def _runs(model: nn.Module, graph: Graph, edits: Sequence[Bypass], shapes: Any) -> bool:
-    """Whether the model gives results of the same shapes without some modules, which stand in it again afterwards."""
-    undo: list[Callable[[], None]] = []
-    try:
-        for edit in edits:
-            make_edit(model, edit, undo)
-        return fake_run(model, graph.examples[0]) == shapes
-    except SolvemutError:
-        return False
-    finally:
-        for back in reversed(undo):
-            back()
 
 
 # -- as prune takes them -----------------------------------------------------------------------------------------------
@@ -141,67 +127,51 @@ def depth_of(graph: Graph, asked: Any) -> Depth:
 # -- as part of a program ----------------------------------------------------------------------------------------------
 
 
+def gone_of(found: Sequence[Removable], on: Mapping[str, bool]) -> list[Removable]:
+    """The branches that go, given which switches are on; those in a branch that goes are gone with it."""
+    return [
+        r for r in found if not on[r.switch.name] and ((outer := around(r, found)) is None or on[outer.switch.name])
+    ]
+
+
+def around(r: Removable, found: Sequence[Removable]) -> Removable | None:
+    """The smallest branch that another lies in."""
+    outer = [o for o in found if r.branch.nodes < o.branch.nodes]
+    return min(outer, key=lambda o: len(o.branch.nodes), default=None)
+
+
 def parts_of(graph: Graph, found: Sequence[Removable], worth: Mapping[str, float]) -> list[Part]:
     """Removable branches with the units that only they have, and what each is worth as a whole."""
-    return [Part(r.switch, _own(graph, r), float(worth[r.name])) for r in found]
+    parts = []
+    for r in sorted(found, key=lambda r: len(r.branch.nodes)):  # those inside of others first: what they have is theirs
+        outer = around(r, found)
+        own, stays = only_in(graph, r.branch.nodes | r.branch.params), _met(graph, r.branch.passed)
+        within = None if outer is None else outer.switch
+        parts.append(Part(r.switch, own & ~stays, float(worth[r.name]), within, stays))
+    return parts
 
 
-def _own(graph: Graph, r: Removable) -> np.ndarray:
-    """Bool per unit class: whether it stands in nothing but a branch."""
+def _met(graph: Graph, values: Sequence[str]) -> np.ndarray:
+    """Bool per unit class: whether values that become one have another class at one of its positions."""
+    coupling = graph.coupling
+    found = np.zeros(coupling.n_units, dtype=bool)
+    labels = [coupling.values[v] for v in values]
+    by_dims = [{f.dims: coupling.unit_of[f.labels] for f in x.factors} for x in labels if isinstance(x, Labels)]
+    for units in [u for each in by_dims for u in each.values()]:
+        found[units] = True
+    if len(by_dims) == 2:
+        first, second = by_dims
+        for dims in (d for d in first.keys() & second.keys() if (first[d] == second[d]).all()):
+            found[first[dims]] = False  # the same units in both
+    found[FIXED] = False
+    return found & ~coupling.frozen
+
+
+def only_in(graph: Graph, values: frozenset[str]) -> np.ndarray:
+    """Bool per unit class: whether it stands in nothing but these nodes and parameters, and may go."""
     coupling = graph.coupling
     inside, outside = np.zeros(coupling.n_units, dtype=bool), np.zeros(coupling.n_units, dtype=bool)
     for (name, _), extent in coupling.sources.items():
-        (inside if name in r.branch.params or name in r.branch.nodes else outside)[coupling.units(extent)] = True
+        (inside if name in values else outside)[coupling.units(extent)] = True
     inside[FIXED] = False
     return inside & ~outside & ~coupling.frozen
-
-
-def switched(cost: Cost, found: Sequence[Removable]) -> Cost:
-    """One of the model's own costs, whose terms in branches count only where these stay."""
-    of = {x: r.switch for r in found for x in (*r.branch.nodes, *r.branch.params)}
-    return replace(cost, monomials=tuple(replace(m, when=of.get(m.of)) for m in cost.monomials))
-
-
-def budgets_of(graph: Graph, requests: Sequence[Any], found: Sequence[Removable]) -> list[Any]:
-    """Requests, with budgets on FLOPs and parameters counted without the branches that go."""
-    out = []
-    for r in requests:
-        if isinstance(r, Budget):
-            if r.cost.name not in ("flops", "params"):
-                raise RequestError(f"{r}: where branches may go, budgets are on flops and params")
-            r = replace(r, cost=switched(graph.cost(r.cost.name), found), whole=r)
-        out.append(r)
-    return out
-
-
-def without(graph: Graph, gone: Sequence[Removable], times: np.ndarray) -> tuple[Graph, np.ndarray]:
-    """The graph of the model without some branches, and which of its units are left: `times`, of its own classes."""
-    student = copy.deepcopy(graph.model)
-    for r in gone:
-        for edit in r.edits:
-            make_edit(student, edit, [])
-    modes = ("eval", "train") if any(e.training for e in graph.examples) else ("eval",)
-    first = [e for e in graph.examples if not e.training]
-    trace, examples = trace_examples(student, first, modes)
-    left = Graph(
-        trace, couple(trace), graph.example, student, tuple(examples), seen(student, trace), graph.observe.again()
-    )
-    return left, _carried(graph, left, times)
-
-
-def _carried(graph: Graph, left: Graph, times: np.ndarray) -> np.ndarray:
-    """How often each unit of a smaller network is there, as its parameters say that have the same names in both."""
-    value_of = {a: v for v, p in graph.trace.params.items() for a in (p.name, *p.aliases)}
-    found = np.ones(left.coupling.n_units, dtype=np.int64)
-    told = np.zeros(left.coupling.n_units, dtype=bool)
-    for (value, dim), extent in left.coupling.sources.items():
-        p = left.trace.params.get(value)
-        if p is None or (old := graph.coupling.sources.get((value_of[p.name], dim))) is None:
-            continue
-        units = left.coupling.units(extent).reshape(-1)
-        wanted = times[graph.coupling.units(old).reshape(-1)]
-        clash = told[units] & (found[units] != wanted)
-        if clash.any():
-            raise SolvemutError(f"without these branches, units of {p.name} meet that differ; please report this model")
-        found[units], told[units] = wanted, True
-    return np.where(left.coupling.frozen, 1, found)

@@ -17,6 +17,7 @@ from .apply import SPLIT, Init, Optimizers, Plan, check_how, check_init, drawing
 from .arguments import flag, items, names, one_of, shown, whole
 from .coupling import couple
 from .depth import depth_of, removable
+from .edits import ZEROS
 from .errors import CaptureError, InfeasibleError, PlanMismatchError, RequestError, TimeLimitError, UnsupportedOpError
 from .graph import Graph, Vertex
 from .interrupts import deferred
@@ -184,6 +185,7 @@ class Mutator:
         latency: Any = None,
         table: Any = None,
         depth: Any = None,
+        choose: Mapping[str, Mapping[str, Any]] | None = None,
         values: Values = None,
         round_to: int | None = None,
         keep: str | Iterable[str] | None = None,
@@ -217,6 +219,7 @@ class Mutator:
 
         `depth` lets whole branches go (`Graph.removable`): True, names or globs, at most how many, or a dict that says
         by name what is lost with each. Else values that see data say it, measured by giving zeros in place of a branch.
+        `choose` gives layers options to be one of, by name (see `Problem.choose`).
 
         `repair` is one of `solvemut.repair`: what stays is fitted to what the model did before. With `rounds` the
         budgets are met in geometric steps, the values found anew on the repaired model in between; with `refine` that
@@ -238,7 +241,10 @@ class Mutator:
         check_fresh(self.graph)
         limits = Limits.of(flops, params, memory, training_memory, weight_bytes, latency, table)
         stages = Stages(repair, refine, rounds, verify)
-        going = None if depth is None or depth is False else self._branches(depth, values, stages.needed)
+        if (stages.needed or self.pending is not None) and (choose or depth not in (None, False)):
+            asked_for = "choose" if choose else "depth"
+            raise RequestError(f"prune: {asked_for} goes by itself, without repair, refine, rounds or a lazy block")
+        going = None if depth is None or depth is False else self._branches(depth, values)
         moved: dict[str, Budget] = {}  # those that had to be relaxed, and those that were kept beside them
 
         def ask(graph: Graph, part: float) -> Problem:
@@ -251,6 +257,8 @@ class Mutator:
                 problem.add(step_of(budget, limits.cost(graph, name), part))
             if going is not None:
                 problem.drop(*going)
+            for name, options in (choose or {}).items():
+                problem.choose(name, options)
             return problem
 
         how = (time_limit, gap, seed, progress, on_interrupt)
@@ -270,12 +278,10 @@ class Mutator:
             return plan
         return self._apply(plan, verify, drawn, student)
 
-    def _branches(self, depth: Any, values: Values, staged: bool) -> tuple[Any, Mapping[str, float], int | None]:
+    def _branches(self, depth: Any, values: Values) -> tuple[Any, Mapping[str, float], int | None]:
         """The branches that may go, what is lost with each, and how many of them may, as `Problem.drop` takes them."""
         found = depth_of(self.graph, depth)
-        if staged or self.pending is not None:
-            raise RequestError("prune: depth goes by itself, without repair, refine, rounds or a lazy block")
-        ends = {r.name: r.edits[-1].module for r in found.found}
+        ends = {r.name: (r.edits[-1].module, r.edits[-1].gives == ZEROS) for r in found.found}
         return found.found, branch_worth(values, self.graph, ends) if found.worth is None else found.worth, found.most
 
     def resize(

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from .alternatives import COUNTED, Alternatives, Choice, budgets_of, choice_of, switched
 from .apply import SPLIT, Plan
 from .arguments import flag, names, number, one_of, search_limits, shown, whole
 from .compile import Compiled, Part, Question, Worth, compile_program, explained
-from .depth import Removable, budgets_of, parts_of, without
+from .depth import Removable, gone_of, parts_of
+from .edits import COSTS, Edit, Substitute
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .explain import Solved
 from .frontier import Frontier, best_of, frontier_of
@@ -23,6 +25,7 @@ from .interrupts import Heard
 from .plan import PlanCost, copyable, redrawn
 from .program import Progress, Solution
 from .progress import Reporter
+from .remodel import carried, remodelled
 from .report import one_line
 from .requests import Budget, Cost, Request, flat, owners
 from .values import Metric, Values, retention, worth_of
@@ -57,6 +60,8 @@ class Problem:
         self.removable: tuple[Removable, ...] = ()  # branches that may go
         self.parts: list[Part] = []  # the same, as the program sees them
         self.most_removed: int | None = None
+        self.choices: tuple[Choice, ...] = ()  # layers that have alternatives
+        self._offered: Alternatives | None = None  # what these are worth and cost, once it was found
         self.splits = False  # new units are copies of old ones, which what reads both divides its weights among
 
     def __repr__(self) -> str:
@@ -66,7 +71,7 @@ class Problem:
 
     def maximize(self, values: Values) -> None:
         """What keeping each unit is worth: a metric of solvemut.values, a dict by vertex, or a callable of a vertex."""
-        self.values, self._named = values, ""
+        self.values, self._named, self._offered = values, "", None
 
     def add(self, *requests: Any) -> None:
         """Requests on sizes and costs: `graph["a"].out == 32`, `graph.flops <= 1e9`, lists of such."""
@@ -105,6 +110,36 @@ class Problem:
     def drop(self, found: Sequence[Removable], worth: Mapping[str, float], most: int | None = None) -> None:
         """Let branches go, at most so many; `worth` says what is lost with each, on the scale of the values."""
         self.removable, self.parts, self.most_removed = tuple(found), parts_of(self.graph, found, worth), most
+
+    def choose(self, vertex: Any, options: Mapping[str, Any]) -> None:
+        """Let a layer be one of several: as it is (None), a module in its place, a `LowRank`, or an `Alternative`.
+
+        `vertex` is the name of a module that the forward calls; `options` have names of their own. Each is worth and
+        costs what it does: values that see data measure it by putting it in the layer's place, else
+        `Alternative(module, value=...)` says it. Budgets are then on flops, params, weight_bytes and latency.
+
+        >>> import torch, solvemut as sm
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+        >>> graph = sm.capture(model, torch.ones(1, 64))
+        >>> problem = sm.Problem(graph)
+        >>> problem.add(graph.params <= 0.7 * graph.params.now, graph["0"].out == 64, graph["2"].out == 64)
+        >>> problem.choose("2", {"dense": None, **{f"rank {r}": sm.LowRank(r) for r in (4, 8, 16, 32)}})
+        >>> problem.solve().chosen
+        {'2': 'rank 8'}
+        """
+        found = choice_of(self.graph, vertex, options)
+        others = [c for c in self.choices if c.path != found.path]
+        if clash := [c.path for c in others if _lies_in(c, found) or _lies_in(found, c)]:
+            raise RequestError(f"choose({found.path!r}): {clash[0]!r} has options already, and one lies in the other")
+        self.choices, self._offered = (*others, found), None
+
+    @property
+    def alternatives(self) -> Alternatives | None:
+        """What the options of layers are worth and cost, found once."""
+        if self.choices and self._offered is None:
+            self._offered = Alternatives(self.graph, self.choices, self.values)
+        return self._offered
 
     def split(self) -> None:
         """Make new units copies of old ones: the most valuable of their block in turn, the best of them first.
@@ -224,7 +259,7 @@ class Problem:
 
     def settle(self) -> None:
         """Find the values now, once for all that is solved after; plans tell their name all the same."""
-        name = self.values_name
+        name, _ = self.values_name, self.alternatives
         self.values, self._named = self.worth, name
 
     def times(self, time_limit: float = 60.0, gap: float = 1e-3, seed: int = 0) -> np.ndarray:
@@ -246,10 +281,18 @@ class Problem:
         return self._compiled(self.worth).objective(times)
 
     def _question(self, worth: Worth, join_requests: bool) -> Question:
-        requests = budgets_of(self.graph, self.requests, self.removable) if self.removable else self.requests
-        parts, most = self.parts, self.most_removed
+        requests, alternatives = self.requests, self.alternatives
+        if self.removable or alternatives is not None:
+            requests = budgets_of(self.graph, requests, self.removable, alternatives)
         return Question(
-            requests, self.multiple, self.frozen, join_requests, slots=self.slots, parts=parts, most_removed=most
+            requests,
+            self.multiple,
+            self.frozen,
+            join_requests,
+            slots=self.slots,
+            parts=self.parts,
+            most_removed=self.most_removed,
+            picks=() if alternatives is None else alternatives.picks(self.removable),
         )
 
     def _compiled(self, worth: Worth, join_requests: bool = True) -> Compiled:
@@ -270,12 +313,18 @@ class Problem:
         graph, stage = self.graph, compiled.choices.question.stage
         sources, drawn = copyable(graph.coupling, compiled.decoder.sources(solution) if self.splits else {})
         on = compiled.decoder.on(solution)
-        gone = [r for r in self.removable if not on[r.switch.name]]
-        base, kept = without(graph, gone, times) if gone else (graph, times)
+        gone = gone_of(self.removable, on)
+        taken = [] if self.alternatives is None else self.alternatives.edits(on)
+        edits: list[Edit] = [*(e for r in gone for e in r.edits), *taken]
+        base, kept = graph, times
+        if places := [e for e in edits if getattr(e, "how", "") != COSTS]:
+            base = remodelled(graph, places)
+            kept = carried(graph, base, times, [e.module for e in taken if e.how != COSTS])
         after, drawing = redrawn(base, kept, self.before, sources)
-        drawing["edits"] = (*(e for r in gone for e in r.edits), *drawing["edits"])
-        drawing["alters"] = (*(("branches go",) if gone else ()), *drawing["alters"])
-        self._check(solution, compiled, times, after, on)
+        drawing["edits"] = (*edits, *drawing["edits"])
+        why = [*(["branches go"] if gone else []), *(["layers become others"] if taken else [])]
+        drawing["alters"] = (*why, *drawing["alters"])
+        self._check(solution, compiled, times, after, on, taken)
         return Plan(
             status=solution.status,
             objective=float(solution.objectives[stage]),
@@ -283,7 +332,7 @@ class Problem:
             gap=float(max(solution.gaps[: stage + 1])),
             seconds=seconds,
             solver=solution.solver,
-            costs=self._costs(times, after, on),
+            costs=self._costs(times, after, on, taken),
             notes=(*graph.notes, *compiled.notes, *drawn),
             values=self.values_name,
             graph=after,
@@ -291,17 +340,28 @@ class Problem:
             **drawing,
         )
 
-    def _costs(self, times: np.ndarray, after: Graph, on: Mapping[str, bool]) -> dict[str, PlanCost]:
+    def _costs(
+        self, times: np.ndarray, after: Graph, on: Mapping[str, bool], taken: Sequence[Substitute]
+    ) -> dict[str, PlanCost]:
         """The model's costs, then those that the caller built."""
+        told = any(e.how == COSTS for e in taken)  # what the changed model does not show
         found = {name: PlanCost(c.now, after.costs[name].now) for name, c in self.graph.costs.items()}
+        if told:
+            found = {name: PlanCost(c.now, self._counted(c, times, on)) for name, c in self.graph.costs.items()}
         for b in (r for r in self.requests if isinstance(r, Budget)):
             name, own = b.cost.name, self._is_own(b.cost)
             if not own and name not in self.graph.costs:
-                found.setdefault(name, PlanCost(b.cost.now, b.cost.told(b.cost.count(self.graph.coupling, times, on))))
+                found.setdefault(name, PlanCost(b.cost.now, self._counted(b.cost, times, on)))
             if b.sense == "<=" and (own or name not in self.graph.costs):
                 limits = [limit for limit in (found[name].budget, b.told) if limit is not None]
                 found[name] = replace(found[name], budget=min(limits))
         return found
+
+    def _counted(self, cost: Cost, times: np.ndarray, on: Mapping[str, bool]) -> int | float:
+        """A cost of what is left, as users see it."""
+        if (self.removable or self.choices) and cost.name in COUNTED:
+            cost = switched(self.graph, cost, self.removable, self.alternatives)
+        return cost.told(cost.count(self.graph.coupling, times, on))
 
     def _is_own(self, cost: Cost) -> bool:
         """Whether a cost is one of the model's, not one that the caller built under its name."""
@@ -309,7 +369,13 @@ class Problem:
         return cost is own or (own is not None and cost.owner is not self.graph.coupling and cost.now == own.now)
 
     def _check(
-        self, solution: Solution, compiled: Compiled, times: np.ndarray, after: Graph, on: Mapping[str, bool]
+        self,
+        solution: Solution,
+        compiled: Compiled,
+        times: np.ndarray,
+        after: Graph,
+        on: Mapping[str, bool],
+        taken: Sequence[Substitute],
     ) -> None:
         """What the program promised is what the units kept, and the changed model, come to."""
         found, told = compiled.objective(times, on), float(solution.objectives[compiled.choices.question.stage])
@@ -320,14 +386,18 @@ class Problem:
             )
         for b, name in compiled.counted:
             recounts = [b.cost.count(self.graph.coupling, times, on)]
-            if self._is_own(b.asked.cost):
-                recounts.append(after.costs[b.cost.name].counted)
+            if self._is_own(b.asked.cost) and not any(e.how == COSTS for e in taken):
+                recounts.append(after.costs[b.cost.name].counted * (b.cost.scale // b.asked.cost.scale))
             for found in recounts:
                 if found != solution.costs[name]:
                     raise SolvemutError(
                         f"{b}: the program counted {solution.costs[name]}, a recount gives {found}; "
                         "please report this model"
                     )
+
+
+def _lies_in(inner: Choice, outer: Choice) -> bool:
+    return f"{inner.path}.".startswith(f"{outer.path}.")
 
 
 def _most_new(amount: Any, size: int) -> int:

@@ -2,7 +2,7 @@
 
 from .attributes import EDITORS, make_edit
 from .initialise import SPLIT, Init, check_init, drawing
-from .optimizer import Optimizers, forget_parameters, optimizers_of
+from .optimizer import Optimizers, adopt_parameters, forget_parameters, optimizers_of
 from .plan import Plan
 from .verify import check_how
 
@@ -12,6 +12,7 @@ __all__ = [
     "Init",
     "Optimizers",
     "Plan",
+    "adopt_parameters",
     "check_how",
     "check_init",
     "drawing",

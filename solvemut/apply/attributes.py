@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,21 +11,32 @@ from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..building import Bypassed
-from ..edits import AROUND, ZEROS, Bypass, Edit, Rewire, SetAttribute, SetKernel
-from ..errors import PlanMismatchError
+from ..building import Bypassed, factored
+from ..edits import AROUND, COSTS, GIVEN, ZEROS, Bypass, Edit, Rewire, SetAttribute, SetKernel, Substitute, unpacked
+from ..errors import PlanMismatchError, RequestError
 from ..plan import PlanRecord
 from ..tracing import repeats
 from .followers import about_follower
 from .tensors import Undo
 
+PLACES = (Bypass, Substitute)  # edits that put another module in the place of one
+
+
+def put_modules(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> None:
+    """The plan's edits that replace modules: what else the plan says is of the model with these."""
+    _make(models, [e for e in plan.edits if isinstance(e, PLACES)], undo)
+
 
 def make_edits(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> None:
-    """The plan's edits, in order."""
+    """The plan's other edits, in order."""
+    _make(models, [e for e in plan.edits if not isinstance(e, PLACES)], undo)
+
+
+def _make(models: Sequence[nn.Module], edits: Sequence[Edit], undo: Undo) -> None:
     done: Done = set()
     for k, model in enumerate(models):
         with about_follower(k - 1):
-            for edit in plan.edits:
+            for edit in edits:
                 make_edit(model, edit, undo, done)
 
 
@@ -33,7 +45,7 @@ def make_edit(model: nn.Module, edit: Edit, undo: Undo, done: Done | None = None
     EDITORS[edit.kind](model, edit, undo, set() if done is None else done)
 
 
-def _module(model: nn.Module, change: SetAttribute | SetKernel | Bypass) -> nn.Module:
+def _module(model: nn.Module, change: SetAttribute | SetKernel | Bypass | Substitute) -> nn.Module:
     try:
         return model.get_submodule(change.module)
     except AttributeError as e:
@@ -85,14 +97,40 @@ def _rewire(model: nn.Module, change: Rewire, undo: Undo, done: Done) -> None:
 
 
 def _bypass(model: nn.Module, change: Bypass, undo: Undo, done: Done) -> None:
+    _put(model, change, lambda old: Bypassed(change.gives == ZEROS, change.results).train(old.training), undo, done)
+
+
+def _substitute(model: nn.Module, change: Substitute, undo: Undo, done: Done) -> None:
+    if change.how == GIVEN and change.given is None:
+        raise PlanMismatchError(
+            f"the plan puts the module {change.option!r} in the place of {change.module}, and a file holds no modules: "
+            f"load it with Plan.load(path, modules={{{change.module!r}: {{{change.option!r}: module}}}})"
+        )
+
+    def made(old: nn.Module) -> nn.Module:
+        if change.given is not None:
+            return copy.deepcopy(change.given).train(old.training)
+        basis = torch.from_numpy(unpacked(change.basis, change.rank).copy()) if change.basis else None
+        try:
+            return factored(old, change.rank, basis)
+        except RequestError as e:
+            raise PlanMismatchError(f"{change.module}: {e}") from e
+
+    if change.how != COSTS:
+        _put(model, change, made, undo, done)
+
+
+def _put(model: nn.Module, change: Any, made: Callable[[nn.Module], nn.Module], undo: Undo, done: Done) -> None:
+    """Another module in the place of one."""
     path, _, name = change.module.rpartition(".")
     old = _module(model, change)
     parent = model.get_submodule(path)
     if (key := (id(parent), name, change.kind)) in done:
         return
     done.add(key)
+    new = made(old)
     undo.append(lambda: parent._modules.__setitem__(name, old))
-    parent._modules[name] = Bypassed(change.gives == ZEROS, change.results).train(old.training)
+    parent._modules[name] = new
 
 
 def _assign(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
@@ -109,6 +147,7 @@ EDITORS: dict[str, Callable[[nn.Module, Any, Undo, Done], None]] = {
     SetAttribute.kind: _set_attribute,
     SetKernel.kind: _set_kernel,
     Bypass.kind: _bypass,
+    Substitute.kind: _substitute,
     Rewire.kind: _rewire,
 }
 

@@ -169,3 +169,18 @@ def forget_parameters(
         for p in [p for p in optimizer.state if isinstance(p, torch.Tensor) and id(p) in gone]:
             undo.append(partial(optimizer.state.__setitem__, p, optimizer.state[p]))
             del optimizer.state[p]
+
+
+def adopt_parameters(
+    model: nn.Module, before: set[int], optimizers: Sequence[torch.optim.Optimizer], undo: Undo
+) -> list[str]:
+    """Parameters of modules that came are a group of the one optimizer; what to tell where that is not to be."""
+    new = [p for p in model.parameters() if id(p) not in before]
+    if not new or not optimizers:
+        return []
+    if len(optimizers) > 1 or isinstance(optimizers[0], LBFGS):
+        return [f"{len(new)} parameters are new, and in no optimizer: add them to the one that is to train them"]
+    groups = optimizers[0].param_groups
+    undo.append(partial(groups.__delitem__, slice(len(groups), None)))
+    optimizers[0].add_param_group({"params": new})
+    return []

@@ -17,11 +17,19 @@ from torch import nn
 from ..interrupts import deferred
 from ..plan import PlanRecord
 from ..tracing import forget_compiled, unwrapped
-from .attributes import make_edits, repeat_sizes
+from .attributes import make_edits, put_modules, repeat_sizes
 from .checks import changes_of
 from .followers import about_follower, followed
 from .initialise import Init, check_init
-from .optimizer import Optimizers, check_optimizers, forget_parameters, optimizers_of, reset_notice, state_steps
+from .optimizer import (
+    Optimizers,
+    adopt_parameters,
+    check_optimizers,
+    forget_parameters,
+    optimizers_of,
+    reset_notice,
+    state_steps,
+)
 from .swap import swap_of
 from .tensors import Change, Undo
 from .verify import check_how, forget_memos, verify_program
@@ -51,12 +59,10 @@ class Plan(PlanRecord):
         given, model = model, unwrapped(model)
         models = [model, *followed(self, model, followers)]
         optimizers = optimizers_of(optimizer)
-        changes = changes_of(self, models)
-        check_optimizers(optimizers, changes, [p for m in models for p in m.parameters()], self.root)
         grad = torch.is_grad_enabled()
         try:  # inference tensors could not be trained any more, so what is built is built outside inference mode
             with deferred() as interrupts, torch.inference_mode(False), torch.no_grad():
-                _change(self, models, optimizers, changes, verify, interrupts.poll, init)
+                _change(self, models, optimizers, verify, interrupts.poll, init)
         finally:
             torch.set_grad_enabled(grad)
         forget_compiled(given)
@@ -67,20 +73,24 @@ def _change(
     plan: PlanRecord,
     models: Sequence[nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
-    changes: Sequence[Change],
     verify: str | None,
     poll: Callable[[], None],
     init: Init | None,
 ) -> None:
     """All steps, or none; an interrupt is heard at each `poll`."""
     undo: Undo = []
-    notices = [n for optimizer in optimizers if (n := reset_notice(optimizer, changes))]
-    parameters = {id(p) for m in models for p in m.parameters()}
+    parameters = [p for m in models for p in m.parameters()]
     try:
+        put_modules(plan, models, undo)
+        changes = changes_of(plan, models)
+        check_optimizers(optimizers, changes, parameters, plan.root)
+        notices = [n for optimizer in optimizers if (n := reset_notice(optimizer, changes))]
         steps = [swap_of(change, _owner(models[0], change), init) for change in changes]
         steps += [step for optimizer in optimizers for step in state_steps(optimizer, changes)]
         make_edits(plan, models, undo)
-        forget_parameters(models, parameters, optimizers, undo)
+        known = {id(p) for p in parameters}
+        forget_parameters(models, known, optimizers, undo)
+        notices += adopt_parameters(models[0], known, optimizers, undo)
         for step in steps:
             poll()
             step(undo)

@@ -4,6 +4,7 @@ from .builder import Builder, BuilderVertex
 from .bypassed import Bypassed
 from .editing import editable
 from .identity import identity_init
+from .low_rank import factored, matrix_of
 from .modules import Apply, Concat, GraphModel, Slot
 from .widths import Width, after, expected
 
@@ -19,5 +20,7 @@ __all__ = [
     "after",
     "editable",
     "expected",
+    "factored",
     "identity_init",
+    "matrix_of",
 ]

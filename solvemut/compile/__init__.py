@@ -18,7 +18,7 @@ from ..requests import Budget, Monomial
 from .choices import Choice, Choices, parts_of
 from .decode import Decoder
 from .explain import explained
-from .question import Curve, Part, Question, Worth
+from .question import Curve, Option, Part, Pick, Question, Worth
 from .spread import Deviation, Spread, Unless
 from .state import Statement, reduced
 
@@ -28,7 +28,9 @@ __all__ = [
     "Curve",
     "Decoder",
     "Deviation",
+    "Option",
     "Part",
+    "Pick",
     "Question",
     "Spread",
     "Unless",
@@ -52,10 +54,19 @@ class Compiled:
     def objective(self, times: np.ndarray, on: Mapping[str, bool] | None = None) -> float:
         """What the stage of worth has to come to, counted from a change, with switches as `on` says, or else on."""
         question, decoder = self.choices.question, self.decoder
-        gone = [p for p in question.parts if not (on or {}).get(p.switch.name, True)]
+        state = {} if on is None else on
+
+        def within(part: Part, state: Mapping[str, bool]) -> bool:
+            return part.within is None or state.get(part.within.name, True)
+
         lost = sum(s.of(self.choices.coupling, times) for s in question.spreads if s.stage == question.stage)
-        worth = decoder.worth.without(np.any([p.units for p in gone], axis=0)) if gone else decoder.worth
-        return worth.of(times, decoder.frozen) - sum(p.worth for p in gone) - lost
+        lost += sum(p.worth for p in question.parts if not state.get(p.switch.name, True) and within(p, state))
+        options = [o for p in question.picks for o in p.options]
+        lost -= sum(o.worth for o in options if state.get(o.switch.name, o.switch.now))
+        switches = [(p.units, p.switch) for p in question.parts] + [(p.units, p.own) for p in question.picks]
+        gone = [units for units, switch in switches if not state.get(switch.name, switch.now)]
+        worth = decoder.worth.without(np.any(gone, axis=0)) if gone else decoder.worth
+        return worth.of(times, decoder.frozen) - lost
 
 
 def compile_program(coupling: Coupling, worth: Worth | np.ndarray, question: Question | None = None) -> Compiled:

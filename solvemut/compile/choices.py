@@ -41,6 +41,15 @@ class Choice:
         """How many units are left at each level."""
         return np.asarray(sum(b.counts()[self.picks[:, j]] for j, b in enumerate(self.blocks)))
 
+    def is_whole(self) -> np.ndarray:
+        """Bool by level: whether all units stay, and none are new."""
+        full = [[b.families[0].shape[0], *(f.shape[1] for f in b.families)] for b in self.blocks]
+        at = [
+            (b.levels == np.array(f)).all(axis=1)[self.picks[:, j]]
+            for j, (b, f) in enumerate(zip(self.blocks, full, strict=True))
+        ]
+        return np.asarray(np.all(at, axis=0))
+
     def units(self) -> np.ndarray:
         """The classes of its units."""
         return np.concatenate([f.reshape(-1) for b in self.blocks for f in b.families])

@@ -98,11 +98,39 @@ class Worth:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What may go as a whole: units that count only where the switch is on (bool per class); what is lost with it."""
+    """What may go as a whole: units that count only where the switch is on (bool per class); what is lost with it.
+
+    It goes with the part that it lies `within`, and is then not lost by itself.
+    """
 
     switch: Switch
     units: np.ndarray
     worth: float
+    within: Switch | None = None
+    stays: np.ndarray | None = None  # bool per class: those that all stay where it goes
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """One of the ways to have a layer: its worth, and the classes that all stay where it is chosen (bool per class)."""
+
+    switch: Switch
+    worth: float
+    stays: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Pick:
+    """One of several options, just one of which is on; none where the part that they are in (`within`) goes.
+
+    `units` are those of the layer as it is: they count where `own` is on.
+    """
+
+    name: str
+    options: tuple[Option, ...]
+    own: Switch
+    units: np.ndarray
+    within: Switch | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +140,7 @@ class Question:
     Worth is maximised in `stage`, less the `spreads` of that stage; those of an earlier one come first. Sizes in
     `moves` do not stay as they are. `slots` says how many new units may come after each class. With `join_requests`
     equations that the caller asked for may become part of the choices, which is faster; without, they stay constraints
-    that a conflict can name. Of the `parts` at most `most_removed` may go.
+    that a conflict can name. Of the `parts` at most `most_removed` may go; of each of `picks` one option is taken.
     """
 
     requests: Sequence[Request] = ()
@@ -125,12 +153,18 @@ class Question:
     slots: np.ndarray | None = None
     parts: Sequence[Part] = ()
     most_removed: int | None = None  # of the parts
+    picks: Sequence[Pick] = ()
 
     @property
     def budgets(self) -> list[Budget]:
         """Limits on sums."""
         asked = [r for r in self.requests if isinstance(r, Budget)]
         return [b for r in asked for b in r.sums(grows=self.slots is not None)]
+
+    def under(self, units: np.ndarray) -> Switch | None:
+        """The switch under which all of these units count."""
+        found = [(p.units, p.own) for p in self.picks] + [(p.units, p.switch) for p in self.parts]
+        return next((switch for mine, switch in found if mine[units].all()), None)
 
     @property
     def costs(self) -> list[Cost]:

@@ -45,6 +45,7 @@ class Statement:
         for spread in choices.question.spreads:
             state_spread(self, spread)
         self._parts()
+        self._picks()
 
     # -- what it is worth ------------------------------------------------------------------------------------------
 
@@ -55,10 +56,15 @@ class Statement:
         tables, beyond = self._curves()
         flat = False
         for k, choice in enumerate(self.layout.choices):
-            worth = sum(self._block_worth(choice, j, value) for j in range(len(choice.blocks)))
-            worth = self._allowed(choice, np.asarray(worth) + tables.get(k, 0.0))
+            found = tables.get(k, {})
+            for j, block in enumerate(choice.blocks):
+                under = self.layout.question.under(np.concatenate([f.reshape(-1) for f in block.families]))
+                found[under] = found.get(under, 0.0) + self._block_worth(choice, j, value)
+            finite = self._allowed(choice, np.asarray(sum(found.values())))
             choice.width = self.program.width(choice.name, self._levels(choice))
-            self.program.value(worth, choice.width, when=self._when(choice.units()), stage=self.stage)
+            for under, part in found.items():
+                self.program.value(part[finite], choice.width, when=self._switch(under), stage=self.stage)
+            worth = np.asarray(sum(found.values()))[finite]
             same = int(np.abs(choice.counts() - choice.now).argmin())  # the search begins with what there is
             self.program.hint({choice.width: choice.width.levels[same]})
             flat |= len(np.unique(worth)) < len(worth)
@@ -73,9 +79,12 @@ class Statement:
             for choice in self.layout.choices:
                 self.program.value(-np.abs(choice.counts() - choice.now), choice.width, stage=stage + 1)
 
-    def _curves(self) -> tuple[dict[int, np.ndarray], list[Curve]]:
-        """By choice the worth of its levels in curves over units of that choice alone; the curves over several."""
-        tables: dict[int, np.ndarray] = {}
+    def _curves(self) -> tuple[dict[int, dict[Switch | None, Any]], list[Curve]]:
+        """By choice the worth of its levels in curves over units of that choice alone, by the switch they count under.
+
+        And the curves over several choices.
+        """
+        tables: dict[int, dict[Switch | None, Any]] = {}
         beyond = []
         for curve in self.worth.curves:
             constant, vectors = self.layout.linear([(ClassExtent(curve.units), 1)], new=False)
@@ -84,10 +93,11 @@ class Statement:
             elif vectors:
                 ((k, v),) = vectors.items()
                 left = (v + constant).astype(np.int64)
-                tables[k] = tables.get(k, 0.0) + np.asarray(curve.worth, dtype=float)[left]
+                of, under = tables.setdefault(k, {}), self.layout.question.under(curve.units)
+                of[under] = of.get(under, 0.0) + np.asarray(curve.worth, dtype=float)[left]
             else:
                 left = float(curve.worth[int(constant)])
-                if (when := self._when(curve.units)) is None:
+                if (when := self._switch(self.layout.question.under(curve.units))) is None:
                     self.program.value(left, stage=self.stage)
                 else:
                     self.program.value(left, when, stage=self.stage)
@@ -118,11 +128,11 @@ class Statement:
         return np.concatenate([np.empty(0, dtype=int), *(c.units for c in self.worth.curves)])
 
     def _allowed(self, choice: Choice, worth: np.ndarray) -> np.ndarray:
-        """Levels of worth -inf are none."""
+        """Which levels there are: those of worth -inf are none."""
         finite = np.isfinite(worth)
         if not finite.all():
             choice.keep(finite)
-        return worth[finite]
+        return finite
 
     @staticmethod
     def _levels(choice: Choice) -> np.ndarray:
@@ -134,27 +144,60 @@ class Statement:
         left = self.layout.linear([(ClassExtent(curve.units), 1)], new=False)
         worth = np.asarray(curve.worth, dtype=float)
         width = self._number(left, f"kept of {len(curve.units)} units", np.isfinite(worth))
-        self.program.value(worth[list(width.levels)], width, when=self._when(curve.units), stage=self.stage)
+        under = self._switch(self.layout.question.under(curve.units))
+        self.program.value(worth[list(width.levels)], width, when=under, stage=self.stage)
 
     def _parts(self) -> None:
         """What is lost with parts that go, and how many of them may."""
         question = self.layout.question
         for part in question.parts:
-            width = self._switch(part.switch)
-            assert width is not None
+            width = self._width_of(part.switch)
             self.program.value(part.worth, width, stage=self.stage)
-            self.program.value(-part.worth, stage=self.stage)
             self.program.hint({width: 1})
+            outer = self._switch(part.within)
+            if outer is None or part.within is None:
+                self.program.value(-part.worth, stage=self.stage)
+            else:
+                self.program.value(-part.worth, outer, stage=self.stage)
+                self.program.add(width <= outer, name=f"{part.switch.name} where {part.within.name}")
+            if part.stays is not None and part.stays.any():
+                gone = self.program.switch(f"not: {part.switch.name}")
+                self.program.add(gone + width == (1 if outer is None else outer), name=f"{gone.name}, or it does")
+                self._hold(gone, part.stays)
         if question.parts and question.most_removed is not None:
             name = self.free_name(f"at most {question.most_removed} parts go")
             for part in question.parts:
                 self.program.cost(name, 1, self.switches[part.switch])
-            self.program.budget(name, lower=len(question.parts) - question.most_removed)
+                if part.within is not None:  # what goes with another is not counted by itself
+                    self.program.cost(name, -1, self.switches[part.within])
+            by_themselves = sum(part.within is None for part in question.parts)
+            self.program.budget(name, lower=by_themselves - question.most_removed)
 
-    def _when(self, units: np.ndarray) -> Width | None:
-        """The switch under which all of these units count."""
-        part = next((p for p in self.layout.question.parts if p.units[units].all()), None)
-        return None if part is None else self._switch(part.switch)
+    def _picks(self) -> None:
+        """One option of each; what its being on asks of sizes."""
+        for pick in self.layout.question.picks:
+            name = self.free_name(f"one option for {pick.name}")
+            for option in pick.options:
+                width = self._width_of(option.switch)
+                self.program.cost(name, 1, width)
+                self.program.value(option.worth, width, stage=self.stage)
+                self.program.hint({width: int(option.switch == pick.own)})
+                self._hold(width, option.stays)
+            within = self._switch(pick.within)
+            if within is not None:
+                self.program.cost(name, -1, within)
+            total = int(within is None)
+            self.program.budget(name, total, lower=total)
+            if pick.own in self.switches and all(o.switch != pick.own for o in pick.options):
+                self.program.fix({self.switches[pick.own]: 0})
+
+    def _hold(self, on: Width, stays: np.ndarray) -> None:
+        """Where a switch is on, sizes of some units stay."""
+        for choice in self.layout.choices:
+            if stays[choice.units()].any():
+                name = self.free_name(f"{on.name}: {choice.name} stays")
+                self.program.cost(name, (~choice.is_whole()).astype(int), choice.width, when=on)
+                self.program.budget(name, 0)
 
     # -- sizes and limits ------------------------------------------------------------------------------------------
 
@@ -288,16 +331,16 @@ class Statement:
         if entries.dtype.kind not in "iu" or (entries.size and largest(entries) >= FITS):
             entries = entries.astype(object)
         over: list[tuple[Width, list[int]]] = []
-        for e in t.extents:
+        for axis, e in enumerate(t.extents):
             constant, vectors = self.layout.linear([(e, 1)])
             if len(vectors) > 1:
                 width = self.size_width(e, f"size at {t.vertex or 'a table'}")
-                self._holds(t, len(over), max(width.levels))
+                self._holds(t, axis, max(width.levels))
                 over.append((width, list(width.levels)))
             elif vectors:
                 ((k, v),) = vectors.items()
                 sizes = (v + constant).astype(np.int64).tolist()
-                self._holds(t, len(over), max(sizes))
+                self._holds(t, axis, max(sizes))
                 over.append((self._width(k), sizes))
             else:
                 entries = entries.take(int(constant), axis=len(over))
@@ -320,8 +363,9 @@ class Statement:
         return self.layout.choices[k].width
 
     def _switch(self, switch: Switch | None) -> Width | None:
-        if switch is None:
-            return None
+        return None if switch is None else self._width_of(switch)
+
+    def _width_of(self, switch: Switch) -> Width:
         if switch not in self.switches:
             self.switches[switch] = self.program.switch(switch.name)
         return self.switches[switch]

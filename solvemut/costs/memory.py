@@ -27,8 +27,8 @@ def weight_bytes(coupling: Coupling, itemsizes: Mapping[str, tuple[int, int]]) -
             terms.append(_of(coupling, value, found[0], home(p)))
         for alias in p.aliases:
             left.pop(alias, None)
-    rest = sum(itemsize * n for itemsize, n in left.values())
-    return Cost("weight_bytes", (*terms, Monomial(rest, (), "what the forward does not read")), coupling)
+    rest = [Monomial(itemsize * n, (), "what the forward does not read", of=k) for k, (itemsize, n) in left.items()]
+    return Cost("weight_bytes", (*terms, *rest), coupling)
 
 
 def memory(coupling: Coupling, footprint: Footprint) -> Peak:

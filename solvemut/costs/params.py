@@ -12,5 +12,5 @@ def params(coupling: Coupling) -> Cost:
     """Elements of all parameters; tied ones once, those that the forward does not read too."""
     own = {value: p for value, p in coupling.trace.params.items() if p.kind == "parameter"}
     read = [monomial(coupling, *elements(coupling, value), home(p), value) for value, p in own.items()]
-    unread = [Monomial(p.numel, (), home(p)) for p in coupling.trace.unused]
+    unread = [Monomial(p.numel, (), home(p), of=p.name) for p in coupling.trace.unused]
     return Cost("params", (*read, *unread), coupling)

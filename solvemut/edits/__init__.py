@@ -7,11 +7,15 @@ from .copies import Copies
 from .kernel import AROUND, Kernel, SetKernel, is_convolution
 from .selection import Index, Selection, is_grouped, rows_of
 from .structure import Rewire
+from .substitute import COSTS, GIVEN, LOW_RANK, Substitute, packed, unpacked
 
 __all__ = [
     "AROUND",
+    "COSTS",
     "EDITS",
+    "GIVEN",
     "INPUT",
+    "LOW_RANK",
     "ZEROS",
     "Bypass",
     "Copies",
@@ -22,10 +26,13 @@ __all__ = [
     "Selection",
     "SetAttribute",
     "SetKernel",
+    "Substitute",
     "edit_form",
     "edit_of",
     "is_convolution",
     "is_grouped",
+    "packed",
     "register",
     "rows_of",
+    "unpacked",
 ]

@@ -1,7 +1,9 @@
-"""Branches: what a network adds to a stream, and what runs for that alone: without it the sum is its other side.
+"""Branches: parts of a network without which it can be run.
 
-Found from the graph: of each sum of two tensors of one shape, the operations that nothing else reads. No torch here, so
-whether a model runs without a branch is for others to try.
+What a network adds to a stream, and what runs for that alone: without it the sum is its other side. Found from the
+graph: of each sum of two tensors of one shape, the operations that nothing else reads. And outside of these, modules
+that put out what their one input could stand for: tensors of its shape. No torch here, so whether a model runs without
+one is for others to try.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..costs import COSTS
 from ..coupling import Coupling
-from ..trace import Node, layer_of
+from ..trace import Node, Trace, layer_of
 
 PRODUCTS = {"mul"}  # zero where one of their factors is
 HOMOGENEOUS = {  # zero where the first of what they read is
@@ -23,17 +25,19 @@ HOMOGENEOUS = {  # zero where the first of what they read is
 
 @dataclass(frozen=True)
 class Branch:
-    """One side of a sum, which may go: its operations, and the modules that run nothing else.
+    """One side of a sum, or a module between two tensors of one shape, which may go: operations and their modules.
 
-    `modules` are the outermost, in the order in which they run; the last of them is what then gives zeros, the others
-    pass on what they are given. `flops` and `params` are what goes with them, as shares of the model.
+    `modules` are the outermost, in the order in which they run. The last of the side of a `sum` is what then gives
+    zeros, all others pass on what they are given; then the values `passed` are one, the input and the output. Shares
+    are of the model: what goes with them.
     """
 
     name: str
     modules: tuple[str, ...]
     nodes: frozenset[str]
     params: frozenset[str]  # by value name: those that nothing else reads
-    sum: str  # the node
+    sum: str = ""  # the node
+    passed: tuple[str, ...] = ()
     flops_share: float = 0.0
     params_share: float = 0.0
 
@@ -95,23 +99,43 @@ class _Finder:
     def _branch(self, node: Node, side: str, other: str) -> Branch | None:
         """A side with its modules; None where no modules work for it alone, or their zeros would not end it."""
         paths = self._outermost(self._side(node, side, other))
-        mine = frozenset(x.name for x in self.nodes if any(_in(x, p) for p in paths))
+        mine, params = inside(self.trace, paths)
         if not self._flops(mine) or not self._vanishes(side, paths[-1]):
             return None
-        params = frozenset(
-            v for v in self.trace.params if (rs := self.readers.get(v)) and all(_any_in(r, paths) for r in rs)
-        )
+        return self._shared(Branch("", tuple(paths), mine, params, node.name))
+
+    def _shared(self, b: Branch) -> Branch:
+        """With its shares of the model."""
         sizes = {v: p.numel for v, p in self.trace.params.items() if p.kind == "parameter"}
-        share = self._flops(mine) / self._flops(self.work)
-        return Branch(
-            "",
-            tuple(paths),
-            mine,
-            params,
-            node.name,
-            share,
-            sum(sizes.get(v, 0) for v in params) / max(1, sum(sizes.values())),
+        return replace(
+            b,
+            flops_share=self._flops(b.nodes) / max(1, self._flops(self.work)),
+            params_share=sum(sizes.get(v, 0) for v in b.params) / max(1, sum(sizes.values())),
         )
+
+    def layers(self, branches: Sequence[Branch]) -> list[Branch]:
+        """Modules that put out a tensor of the shape of their one input, no part of a branch, nor with one in it."""
+        taken, total = frozenset[str]().union(*(b.nodes for b in branches)), self._flops(self.work)
+        found: dict[frozenset[str], Branch] = {}  # the outermost of those that run the same
+        for path in sorted(self.callable):
+            mine, params = inside(self.trace, [path])
+            if not 0 < self._flops(mine) < total or taken & mine or (ends := self._ends(mine)) is None:
+                continue
+            found.setdefault(mine, self._shared(Branch(path, (path,), mine, params, passed=ends)))
+        return sorted(found.values(), key=lambda b: min(self.place[x] for x in b.nodes if x in self.place))
+
+    def _ends(self, mine: frozenset[str]) -> tuple[str, str] | None:
+        """The one value that some operations read, and the one that others read of them, where they have one shape."""
+        nodes = [n for n in self.nodes if n.name in mine]
+        read = {r for n in nodes for r in n.refs()} - mine - self.trace.params.keys()
+        made = {n.name for n in nodes if n.name in self.trace.outputs or self._is_read(n, mine)}
+        if len(read) != 1 or len(made) != 1:
+            return None
+        (x,), (y,) = read, made
+        return (x, y) if self.trace.shape(x) == self.trace.shape(y) else None
+
+    def _is_read(self, node: Node, mine: frozenset[str]) -> bool:
+        return any(r.name not in mine for r in self.readers.get(node.name, ()))
 
     def _vanishes(self, value: str, module: str) -> bool:
         """Whether a value is zero where a module gives zeros."""
@@ -142,22 +166,32 @@ class _Finder:
 
 
 def branches_of(coupling: Coupling, callable_modules: Iterable[str]) -> list[Branch]:
-    """The branches of a network, in the order in which they run, named by where they stand."""
+    """The branches of a network, in the order in which they run, named by where they stand; then layers, likewise."""
     finder = _Finder(coupling, set(callable_modules))
     found = finder.found()
     homes = [_common(b.modules) for b in found]
     alone = [bool(home) and homes.count(home) == 1 for home in homes]
-    return [
-        replace(b, name=home if only else finder.main(b)) for b, home, only in zip(found, homes, alone, strict=True)
-    ]
+    taken: set[str] = set()
+    named = []
+    for b, home, only in zip(found, homes, alone, strict=True):
+        wanted = (home if only else finder.main(b), b.modules[-1], b.modules[0], f"{b.modules[0]} to {b.modules[-1]}")
+        name = next((n for n in wanted if n not in taken), b.sum)
+        taken.add(name)
+        named.append(replace(b, name=name))
+    return named + finder.layers(named)
+
+
+def inside(trace: Trace, paths: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The operations of the first call that modules run, and the values of parameters that nothing else reads."""
+    runs = [n for n in trace.nodes if not n.op.startswith("_assert")]  # what is only asserted reads nothing
+    mine = {n.name for n in runs if any(_in(n, p) for p in paths)}
+    read = {r for n in runs if n.name in mine for r in n.refs()} & trace.params.keys()
+    elsewhere = {r for n in runs if n.name not in mine for r in n.refs()}
+    return frozenset(n.name for n in runs if n.name in mine and not n.tag), frozenset(read - elsewhere)
 
 
 def _in(x: Node, path: str) -> bool:
     return layer_of(x.module) == path or layer_of(x.module).startswith(path + ".")
-
-
-def _any_in(x: Node, paths: Iterable[str]) -> bool:
-    return any(_in(x, p) for p in paths)
 
 
 def _common(paths: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,12 @@ class Roofline:
     overhead_s: float = 0.0
     element: int = 4
 
-    def cost(self, graph: Graph) -> Cost:
-        """The latency of a graph as a cost, in ms."""
+    def cost(self, graph: Graph, apart: Sequence[Container[str]] = ()) -> Cost:
+        """The latency of a graph as a cost, in ms; nodes in each set of `apart` are terms of their own."""
         works: dict[str, list[Any]] = {}
         for w in graph.coupling.facts.works:
             works.setdefault(w.node.name, []).append(w)
-        return cost_of(graph, lambda site: self._ticks(site, works.get(site.node.name, [])), TICKS)
+        return cost_of(graph, lambda site: self._ticks(site, works.get(site.node.name, [])), TICKS, apart, self.cost)
 
     def _ticks(self, site: Site, works: Sequence[Any]) -> np.ndarray:
         coupling = site.graph.coupling

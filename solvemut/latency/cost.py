@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,32 @@ from .sites import Site, sites
 NAME = "latency"
 
 
-def cost_of(graph: Graph, ticks: Callable[[Site], np.ndarray], scale: int) -> Cost:
+def cost_of(
+    graph: Graph, ticks: Callable[[Site], np.ndarray], scale: int, apart: Sequence[Container[str]], again: Any
+) -> Cost:
     """The sum over nodes; `ticks` gives whole numbers of at least 0 at all sizes of a node, `scale` of which make 1 ms.
 
-    Nodes that go by the same sizes are one table; nodes of one kind share their numbers.
+    Nodes that go by the same sizes are one table, unless they are in different sets of `apart`; nodes of one kind share
+    their numbers. `again` is how the same cost of another graph is found.
     """
-    constant, shared = 0, dict[Any, np.ndarray]()
-    sums: dict[tuple[bytes, ...], tuple[np.ndarray, tuple[Extent, ...], str]] = {}
+    constants, shared = dict[int, tuple[int, str]](), dict[Any, np.ndarray]()
+    sums: dict[Any, tuple[np.ndarray, tuple[Extent, ...], str, str]] = {}
     for site in sites(graph):
-        known = (site.key, site.now)
-        if known not in shared:
-            shared[known] = ticks(site)
-        values, extents = shared[known], tuple(a.extent for a in site.axes)
+        kind = (site.key, site.now)
+        if kind not in shared:
+            shared[kind] = ticks(site)
+        values, extents = shared[kind], tuple(a.extent for a in site.axes)
+        part = next((k for k, nodes in enumerate(apart) if site.node.name in nodes), -1)
         if not extents:
-            constant += int(values)
+            before = constants.get(part, (0, site.node.name))
+            constants[part] = (before[0] + int(values), before[1])
             continue
         names = tuple(np.sort(graph.coupling.unit_of[e.labels]).tobytes() for e in extents)
-        if names[::-1] in sums and names not in sums:
+        if (part, names[::-1]) in sums and (part, names) not in sums:
             names, values, extents = names[::-1], values.T, extents[::-1]
-        before = sums.get(names)
         vertex = layer_of(site.node.module) or site.node.name
-        sums[names] = (values, extents, vertex) if before is None else (before[0] + values, *before[1:])
-    terms = [Table(values, extents, vertex) for values, extents, vertex in sums.values()]
-    return Cost(NAME, (Monomial(constant, ()), *terms), graph.coupling, scale, "ms")
+        known = sums.get((part, names), (np.zeros_like(values), extents, vertex, site.node.name))
+        sums[part, names] = (known[0] + values, *known[1:])
+    terms = [Table(values, extents, vertex, of=of) for values, extents, vertex, of in sums.values()]
+    fixed = [Monomial(n, (), of=of) for n, of in constants.values()]
+    return Cost(NAME, (*fixed, *terms), graph.coupling, scale, "ms", again)

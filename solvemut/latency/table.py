@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -93,9 +93,12 @@ class LatencyTable:
     def worst(self) -> float | None:
         return max(self.fit.errors) if self.fit.measured else None
 
-    def cost(self, graph: Graph) -> Cost:
-        """The latency of a graph as a cost, in ms; RequestError names what this table does not know."""
-        return cost_of(graph, self._ticks, TICKS)
+    def cost(self, graph: Graph, apart: Sequence[Container[str]] = ()) -> Cost:
+        """The latency of a graph as a cost, in ms; RequestError names what this table does not know.
+
+        Nodes in each set of `apart` are terms of their own.
+        """
+        return cost_of(graph, self._ticks, TICKS, apart, self.cost)
 
     def _ticks(self, site: Any) -> np.ndarray:
         """Nanoseconds at every size that a node can have."""

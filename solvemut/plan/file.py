@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..edits import SetAttribute, SetKernel, edit_form, rows_of
+from ..edits import SetAttribute, SetKernel, Substitute, edit_form, rows_of
 from ..edits.forms import (
     INT,
     SIZE,
@@ -243,14 +243,14 @@ def _grown(data: Data) -> set[tuple[str, str]]:
 
 
 def _no_layer_is_emptied(data: Data) -> None:
-    other_outputs = any(e["kind"] == SetKernel.kind for e in data["edits"])  # so layers may run on more positions
+    other = any(e["kind"] in (SetKernel.kind, Substitute.kind) for e in data["edits"])  # positions, layers
     grows = bool(_grown(data))
     for name, (before, after) in data["sizes"].items():
         if not min(before, 1) <= after <= (ROOM if grows else before):
             fail(f"sizes[{name!r}][1]", f"a size from 1 {f'to {before}' if not grows else 'on'}", after)
     for name, (before, after, _) in data["costs"].items():
         measured = type(before) is float  # a smaller layer may take longer
-        if after > before and not (grows or other_outputs or measured):
+        if after > before and not (grows or other or measured):
             fail(f"costs[{name!r}][1]", f"a cost of at most {before}, as nothing is new", after)
 
 

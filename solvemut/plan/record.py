@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ..edits import Copies, Edit, Index, Selection, SetAttribute, edit_of
+from ..edits import GIVEN, Copies, Edit, Index, Selection, SetAttribute, Substitute, edit_of
 from ..errors import RequestError
 from ..graph import Graph
 from ..pictures import drawn_plan
@@ -81,6 +81,11 @@ class PlanRecord:
     def attributes(self) -> tuple[SetAttribute, ...]:
         """The attributes of modules that get a new value."""
         return tuple(e for e in self.edits if isinstance(e, SetAttribute))
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """By layer the option that was chosen for it (`Problem.choose`); none where it stays as it is."""
+        return {e.module: e.option for e in self.edits if isinstance(e, Substitute)}
 
     @property
     def back(self) -> PlanBack:
@@ -215,18 +220,22 @@ class PlanRecord:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
-    def load(cls: type[P], path: str | Path) -> P:
-        """Read a plan from a file. Raises PlanMismatchError if it is no plan, damaged, or of a later version."""
-        return cls.from_json(Path(path).read_bytes())
+    def load(cls: type[P], path: str | Path, modules: Mapping[str, Mapping[str, Any]] | None = None) -> P:
+        """Read a plan from a file. Raises PlanMismatchError if it is no plan, damaged, or of a later version.
+
+        A file holds no modules: those that the plan puts in the place of layers are given by layer and option, as
+        `Problem.choose` was given them.
+        """
+        return cls.from_json(Path(path).read_bytes(), modules)
 
     @classmethod
-    def from_json(cls: type[P], source: str | bytes) -> P:
+    def from_json(cls: type[P], source: str | bytes, modules: Mapping[str, Mapping[str, Any]] | None = None) -> P:
         """The plan that `to_json` wrote. Raises PlanMismatchError, with the place, if anything in it is not right."""
         data = planfile.parse(source)
         return cls(
             **{k: data["certificate"][k] for k in _CERTIFICATE},
             sizes={k: (a, b) for k, (a, b) in data["sizes"].items()},
-            edits=tuple(map(edit_of, data["edits"])),
+            edits=tuple(_with_module(edit_of(e), modules or {}) for e in data["edits"]),
             selection=Selection.from_data(data["selection"]),
             units={k: {int(d): i for d, i in v.items()} for k, v in data["units"].items()},
             fills={k: {int(d): i for d, i in v.items()} for k, v in data["fills"].items()},
@@ -251,3 +260,11 @@ def as_lists(index: np.ndarray) -> Index:
     """An index array as plain lists."""
     found: Index = index.tolist()
     return found
+
+
+def _with_module(edit: Edit, modules: Mapping[str, Mapping[str, Any]]) -> Edit:
+    """An edit that puts a module in the place of a layer, with that module."""
+    if not isinstance(edit, Substitute) or edit.how != GIVEN:
+        return edit
+    given = modules.get(edit.module, {}).get(edit.option)
+    return replace(edit, given=getattr(given, "module", given))

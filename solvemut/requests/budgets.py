@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -28,7 +28,8 @@ class Switch:
 class Monomial:
     """coefficient * product of extents, of one vertex; counted where the switch `when` is on.
 
-    `of` names the node or the value of the trace that it counts, in costs that are sums over these.
+    `of` names the node or the value of the trace that it counts, in costs that are sums over these; of a tensor that
+    the forward does not read its name.
     """
 
     coefficient: int
@@ -85,6 +86,7 @@ class Cost:
     owner: Any = None  # the coupling whose cost this is
     scale: int = 1
     unit: str = ""
+    again: Callable[..., Cost] | None = None  # of another graph, and sets of nodes whose terms are to stand apart
 
     @property
     def now(self) -> int | float:

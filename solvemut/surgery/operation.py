@@ -5,6 +5,7 @@ All of it or nothing: whatever fails on the way, the model and its optimizers ar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..apply import Plan, forget_parameters
+from ..apply import Plan, adopt_parameters, forget_parameters
 from ..coupling import couple
 from ..edits import Rewire, Selection
 from ..errors import CaptureError, RequestError, SolvemutError
@@ -167,7 +168,6 @@ def _check_sizes(plan: Plan, after: Graph, ports: Sequence[Port]) -> None:
 def _follow_parameters(model: nn.Module, before: Snapshot, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Parameters of layers that came are trained like the others; those of layers that went are no longer."""
     old = {id(t) for t, _, _ in before.tensors}
-    new = [p for p in model.parameters() if id(p) not in old]
     forget_parameters([model], old, optimizers, [])  # the snapshot undoes it
-    if new and len(optimizers) == 1:
-        optimizers[0].add_param_group({"params": new})
+    for notice in adopt_parameters(model, old, optimizers, []):
+        warnings.warn(notice, stacklevel=5)

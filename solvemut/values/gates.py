@@ -182,21 +182,43 @@ def bypass(
     whose output has another shape than its input.
     """
     checked("bypass(blocks, batches, loss)", batches, loss)
-    model, wanted = graph.model, given_names(blocks, "blocks")
-    modules = dict(model.named_modules())
+    modules, wanted = dict(graph.model.named_modules()), given_names(blocks, "blocks")
     if missing := [b for b in wanted if b not in modules]:
         raise ValuesError(f"bypass: there is no module {missing[0]!r}")
-    total, n = dict.fromkeys(wanted, 0.0), 0
+
+    def stand_in(module: nn.Module, args: Any, kwargs: Any, out: torch.Tensor) -> Any:
+        return torch.zeros((), dtype=out.dtype, device=out.device).expand_as(out) if zeros else (*args, None)[0]
+
+    return instead(graph, {b: (b, stand_in) for b in wanted}, batches, loss, reduction)
+
+
+StandIn = Callable[[nn.Module, Any, Any, Any], Any]  # of a module, its arguments and its first output: what replaces it
+
+
+def instead(
+    graph: Graph,
+    others: Mapping[str, tuple[str, StandIn]],
+    batches: Iterable[Any],
+    loss: runs.Loss,
+    reduction: str = "mean",
+) -> dict[str, float]:
+    """What other outputs of modules would do to the loss, on the scale of `fisher`: by name mean(s^2) / 2.
+
+    `others` has by name the path of a module, and what gives the tensor in the place of its (first) output. s is the
+    sum of (output - that) times the output's gradient. Raises ValuesError for a module that is never called, or an
+    output of another shape.
+    """
+    model, modules = graph.model, dict(graph.model.named_modules())
+    total, n = dict.fromkeys(others, 0.0), 0
     sums: dict[str, Any] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, args: Any, out: Any) -> None:
-            x = args[0] if args else None
-            if zeros:
-                out = out[0] if isinstance(out, tuple) else out
-                x = torch.zeros((), dtype=out.dtype, device=out.device).expand_as(out)
+    def hook(name: str, stand_in: StandIn) -> Callable[..., None]:
+        def look(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            out = out[0] if isinstance(out, tuple) else out
+            with torch.no_grad():
+                x = stand_in(module, args, kwargs, out)
             if not (isinstance(out, torch.Tensor) and isinstance(x, torch.Tensor) and out.shape == x.shape):
-                raise ValuesError(f"bypass: {name} does not put out what its input could stand for")
+                raise ValuesError(f"{name} does not put out what another output could stand for")
             change = (out - x).detach()
             out.register_hook(
                 lambda g: sums.__setitem__(
@@ -206,7 +228,10 @@ def bypass(
 
         return look
 
-    handles = [modules[b].register_forward_hook(hook(b)) for b in wanted]
+    handles = [
+        modules[path].register_forward_hook(hook(name, other), with_kwargs=True)
+        for name, (path, other) in others.items()
+    ]
     try:
         with runs.evaluated(model, gradients=True):
             for batch in runs.some(batches):
@@ -214,8 +239,8 @@ def bypass(
                 sums.clear()
                 model.zero_grad(set_to_none=True)
                 runs.backward(runs.value_of(loss, model, runs.plain(batch)))
-                if never := [b for b in wanted if b not in sums]:
-                    raise ValuesError(f"bypass: the loss does not depend on {never[0]}, or it is never called")
+                if never := [b for b in others if b not in sums]:
+                    raise ValuesError(f"the loss does not depend on {never[0]}, or it is never called")
                 for name, s in sums.items():
                     total[name] += float((s * (size if reduction == "mean" else 1)).square().sum()) / 2
                 n += size

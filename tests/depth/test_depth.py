@@ -13,6 +13,7 @@ import nets_shapes  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from brute import assert_best, top
 from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from oracles import assert_same, count_flops, count_params, outputs, randomise
 from torch import nn
 
 import solvemut as sm
-from solvemut.errors import InfeasibleError, RequestError
+from solvemut.errors import RequestError
 
 ZOO: dict[str, Net] = {**NETS, **{f"family {k}": f.net for k, f in FAMILIES.items()}}
 
@@ -40,13 +41,15 @@ def residual(inner: tuple[int, ...] = (5, 3, 4)) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), *(Block(4, n) for n in inner), nn.Linear(4, 2)).double().eval()
 
 
-def bypassed(model: nn.Module, module: str, args: tuple, kwargs: dict) -> object:
-    """What a model gives with zeros for what one module gives."""
+def bypassed(model: nn.Module, module: str, gives: str, args: tuple, kwargs: dict) -> object:
+    """What a model gives with zeros, or its input, for what one module gives."""
 
-    def zeros(_module: nn.Module, _args: object, out: object) -> object:
-        return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
+    def other(_module: nn.Module, given: tuple, named: dict, out: object) -> object:
+        first = out[0] if isinstance(out, tuple) else out
+        new = torch.zeros_like(first) if gives == "zeros" else (*given, *named.values())[0]
+        return (new, *out[1:]) if isinstance(out, tuple) else new
 
-    handle = model.get_submodule(module).register_forward_hook(zeros)
+    handle = model.get_submodule(module).register_forward_hook(other, with_kwargs=True)
     try:
         return outputs(model, args, kwargs)
     finally:
@@ -59,14 +62,15 @@ def test_a_network_without_a_branch_is_that_with_zeros_for_it(name: str) -> None
     net = ZOO[name]
     model, args, kwargs = randomise(net.model()), net.args(), net.kw()
     graph = sm.capture(model, args, kwargs)
-    for r in graph.removable[:3]:
+    found = graph.removable
+    for r in found[:2] + found[2:][-1:]:  # branches come first, layers last
         other = copy.deepcopy(model)
         problem = sm.Problem(graph)
         problem.drop([r], {r.name: -1.0})  # better without it, and nothing else is asked
         plan = problem.solve()
         assert {e.module for e in plan.edits if e.kind == "bypass"} == set(r.branch.modules)
         sm.Plan.from_json(plan.to_json()).apply(other)
-        assert_same(outputs(other, args, kwargs), bypassed(model, r.edits[-1].module, args, kwargs))
+        assert_same(outputs(other, args, kwargs), bypassed(model, r.edits[-1].module, r.edits[-1].gives, args, kwargs))
         assert plan.costs["params"].after == count_params(other) <= plan.costs["params"].before
         if net.flops:
             assert plan.costs["flops"].after == count_flops(other, args, kwargs) < plan.costs["flops"].before
@@ -77,7 +81,8 @@ def test_which_branches_are_found() -> None:
     assert found == {
         "residual": ["1", "2", "3"],
         "MLP": [],
-        "two sides": ["main"],
+        "two sides": ["main", "short"],  # a side of the sum, and a layer on the other
+        "plain": ["1", "3", "3.0", "3.2"],  # a block, and the layers in it
     }
 
 
@@ -101,7 +106,52 @@ SOME = {
     "residual": Net("residual", residual, ((2, 3),), ()),
     "MLP": Net("MLP", lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), ((2, 3),), ()),
     "two sides": Net("two sides", TwoSides, ((2, 3),), ()),
+    "plain": Net("plain", lambda: plain(), ((2, 3),), ()),
 }
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    wrapped = nn.Sequential(nn.Linear(4, 4))  # runs what its one layer runs
+    return nn.Sequential(nn.Linear(3, 4), wrapped, nn.ReLU(), block, nn.Linear(4, 2)).double().eval()
+
+
+@settings(max_examples=25)
+@given(st.floats(0.1, 1.0), st.integers(0, 99), st.sampled_from([None, 1, 2]))
+def test_layers_of_matching_shape_against_brute_force(share: float, seed: int, most: int | None) -> None:
+    model, x = plain(), torch.ones(2, 3, dtype=torch.float64)
+    draw = np.random.default_rng(seed)
+    lost = {n: float(draw.normal()) for n in ("1", "3", "3.0", "3.2")}
+    values = {n: draw.normal(size=4) for n in ("0", "1.0", "3.0", "3.2")}
+
+    limit, best = share * 86, -np.inf
+    for gone in itertools.product((0, 1), repeat=4):
+        one, block, first, second = gone
+        if (block and (first or second)) or (most is not None and sum(gone) > most):
+            continue
+        missed = sum(lost[n] for n, g in zip(("1", "3", "3.0", "3.2"), gone, strict=True) if g)
+        # the units of what becomes one all stay
+        free = [range(1, 5)] * 4
+        for left, right, g in ((0, 1, one), (1, 3, block), (1, 2, first), (2, 3, second)):
+            if g:
+                free[left] = free[right] = [4]
+        if block:
+            free[2] = [4]  # nothing of it is left: counted once
+        for a, b, c, d in itertools.product(*free):
+            used = 3 * a + a + (not one) * (a * b + b) + 2 * d + 2
+            used += (not block) * ((not first) * (b * c + c) + (not second) * (c * d + d))
+            if used <= limit:
+                worth = sum(top(values[n], k) for n, k in (("0", a), ("1.0", b), ("3.2", d)))
+                worth += 0.0 if block else top(values["3.0"], c)
+                best = max(best, worth - missed)
+    graph = sm.capture(model, x)
+    problem = sm.Problem(graph)
+    problem.maximize(values)
+    problem.add(graph.params <= limit)
+    problem.drop(graph.removable, lost, most)
+    if plan := assert_best(problem, best, model):
+        assert plan.costs["params"].after == count_params(model) <= limit
 
 
 @settings(max_examples=25)
@@ -118,9 +168,6 @@ def test_switches_and_widths_against_brute_force(share: float, seed: int, most: 
         blocks = sum((width + 1) * n + (n + 1) * width for n in inside if n is not None)
         return 4 * width + blocks + 2 * (width + 1)
 
-    def top(of: np.ndarray, n: int) -> float:
-        return float(np.sort(of)[::-1][:n].sum())
-
     limit = share * params(4, list(inner))
     best = -np.inf
     for width in range(1, 5):
@@ -135,14 +182,66 @@ def test_switches_and_widths_against_brute_force(share: float, seed: int, most: 
     problem.maximize(values)
     problem.add(graph.params <= limit)
     problem.drop(graph.removable, lost, most)
-    if best == -np.inf:
-        with pytest.raises(InfeasibleError):
-            problem.solve()
-        return
-    plan = problem.solve(gap=0.0)
-    assert plan.objective == pytest.approx(best)
+    if plan := assert_best(problem, best, model):
+        assert plan.costs["params"].after == count_params(model) <= limit
+
+
+class Nested(nn.Module):
+    """A block whose branch has blocks of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.into, self.a, self.b, self.out = nn.Linear(4, 4), Block(4, 3), Block(4, 2), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(x + self.out(self.b(self.a(self.into(x)))))
+
+
+@settings(max_examples=20)
+@given(st.floats(0.1, 1.0), st.integers(0, 99), st.sampled_from([None, 1, 2]))
+def test_branches_in_branches_go_with_them(share: float, seed: int, most: int | None) -> None:
+    torch.manual_seed(0)
+    model, x = Nested().double().eval(), torch.ones(2, 3, dtype=torch.float64)
+    graph = sm.capture(model, x)
+    draw = np.random.default_rng(seed)
+    lost, outer = {n: float(draw.normal()) for n in ("a", "b", "out")}, "out"
+    assert [r.name for r in graph.removable] == list(lost)
+    own = {"a": 4 * 3 + 3 + 3 * 4 + 4, "b": 4 * 2 + 2 + 2 * 4 + 4}
+    limit, best = share * 123, -np.inf
+    for a, b, out in itertools.product((0, 1), repeat=3):
+        if not out and (a or b):
+            continue
+        used = 16 + 10 + out * 40 + a * own["a"] + b * own["b"]
+        gone = (not out) + (out and not a) + (out and not b)
+        if used <= limit and (most is None or gone <= most):
+            missed = lost[outer] * (not out) + out * (lost["a"] * (not a) + lost["b"] * (not b))
+            best = max(best, -missed)
+    problem = sm.Problem(graph)
+    problem.maximize({v.name: 0.0 for v in graph.vertices if v.makes_units})
+    problem.keep("*")
+    problem.add(graph.params <= limit)
+    problem.drop(graph.removable, lost, most)
+    if plan := assert_best(problem, best, model):
+        assert plan.costs["params"].after == count_params(model) <= limit
+
+
+@pytest.mark.parametrize("share", [0.55, 0.7])
+def test_latency_and_bytes_count_what_is_left(share: float) -> None:
+    table = sm.roofline(flops_per_s=1e6, bytes_per_s=1e6, overhead_s=1e-3)
+    model, x = residual((5, 3, 4)), torch.ones(2, 3, dtype=torch.float64)
+    graph = sm.capture(model, x)
+    problem = sm.Problem(graph)
+    problem.add(graph.latency(table) <= share * graph.latency(table).now)
+    problem.add(graph.weight_bytes <= share * graph.weight_bytes.now)
+    problem.drop(graph.removable, {"1": 0.1, "2": 0.2, "3": 0.3})
+    plan = problem.solve()
     plan.apply(model)
-    assert plan.costs["params"].after == count_params(model) <= limit
+    assert plan.costs["weight_bytes"].after == sum(t.numel() * 8 for t in model.state_dict().values())
+    left = sm.capture(model, x).latency(table).now
+    zeros = sum(e.gives == "zeros" for e in plan.edits if e.kind == "bypass")
+    assert zeros and plan.costs["latency"].after <= left  # zeros are made and added, too
 
 
 def test_prune_takes_depth_in_every_form() -> None:
@@ -208,5 +307,5 @@ def test_what_is_refused() -> None:
         sm.prune(model, x, params=0.5, depth={"4": 1.0})
     with pytest.raises(RequestError, match="without repair"):
         sm.prune(model, x, params=0.5, depth={"1": 1.0}, rounds=2)
-    with pytest.raises(RequestError, match="budgets are on flops and params"):
+    with pytest.raises(RequestError, match="budgets are on flops, params, weight_bytes, latency"):
         sm.prune(model, x, memory=0.5, depth={"1": 1.0})

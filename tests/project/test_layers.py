@@ -38,12 +38,14 @@ LAYERS: dict[str, set[str]] = {
     "calls": {"tracing"},
     "values": {"apply", "batches", "calls", "compile", "precision", "progress"},
     "regularize": {"graph", "values"},
-    "building": {"arguments", "tracing"},
+    "building": {"arguments", "precision", "tracing"},
     "apply": {"building", "interrupts", "plan", "tracing"},
     "explain": {"compile", "graph"},
     "frontier": {"apply", "compile", "pictures"},
-    "depth": {"apply", "compile"},
-    "problem": {"depth", "explain", "frontier", "progress", "values"},
+    "remodel": {"apply"},
+    "depth": {"compile", "remodel"},
+    "alternatives": {"depth", "values"},
+    "problem": {"alternatives", "explain", "frontier", "progress", "values"},
     "relax": {"frontier", "problem"},
     "select": {"problem"},
     "latency": {"problem"},
@@ -58,6 +60,7 @@ LAYERS: dict[str, set[str]] = {
 }
 FACADES = {"mutator", "__init__"}  # these may import every room
 TORCH = {
+    "alternatives",
     "tracing",
     "building",
     "batches",
@@ -67,6 +70,7 @@ TORCH = {
     "apply",
     "depth",
     "problem",
+    "remodel",
     "resizing",
     "surgery",
     "kernels",
