@@ -23,6 +23,6 @@ def assert_best(problem: sm.Problem, best: float, model: torch.nn.Module) -> sm.
         return None
     plan = problem.solve(gap=0.0)
     assert plan.objective == pytest.approx(best)
-    chosen = {path: {name: e.given} for path, name in plan.chosen.items() for e in plan.edits if e.kind == "substitute"}
+    chosen = {e.module: {e.option: e.given} for e in plan.edits if e.kind == "substitute"}
     sm.Plan.from_json(plan.to_json(), modules=chosen).apply(model)
     return plan
