@@ -104,8 +104,8 @@ class Choice:
     @property
     def own(self) -> Switch:
         """On where the layer is as it is."""
-        name = next((k for k, v in self.options.items() if v is None), "as it is")
-        return Switch(f"{self.path}: {name}")
+        name = next((k for k, v in self.options.items() if v is None), None)
+        return self.switch(name) if name is not None else Switch(f"{self.path}: as it is", now=False)
 
 
 def choice_of(graph: Graph, target: Any, options: Any) -> Choice:

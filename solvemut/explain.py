@@ -20,7 +20,7 @@ from .flow import FIXED
 from .graph import Graph, Vertex
 from .program import ShadowPrices, Solution
 from .report import Part, Table, html, one_line, short, text
-from .requests import Affine, Budget, Multiple, Relation
+from .requests import Affine, Budget, Cost, Multiple, Relation
 
 MOST = 6  # dims of a group that are printed
 
@@ -68,8 +68,9 @@ class Explanation:
     """Why a layer has the size that it has; prints as tables.
 
     `larger` and `smaller` are the next sizes that there are (None: there is none); `groups` lists what changes with it,
-    `requests` what was asked of it, and `frozen` says why it cannot change, where that is so. `bound` is the Lagrangian
-    bound that belongs to the prices; it may lie above that of the plan.
+    `requests` what was asked of it, and `frozen` says why it cannot change, where that is so. `options` are the others
+    that a layer with alternatives has, and whether its branch goes or stays, each at the sizes that there are. `bound`
+    is the Lagrangian bound that belongs to the prices; it may lie above that of the plan.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Explanation:
     budgets: tuple[Use, ...]
     requests: tuple[str, ...]
     bound: float = field(repr=False)
+    options: Mapping[str, Move] = field(default_factory=dict)
 
     @property
     def binding(self) -> tuple[str, ...]:
@@ -101,6 +103,14 @@ class Explanation:
             rows = [[way, m.size, f"{m.value:+.4g}", *_costs(m, names), _net(m), _list(m.breaks)] for way, m in moves]
             header = ["next", "size", "value", *names, "value - prices", "breaks"]
             parts.append(Table(header, rows, right=range(1, 4 + len(names))))
+        if self.options:
+            names = list(next(iter(self.options.values())).costs)
+            rows = [
+                [k, f"{m.value:+.4g}", *_costs(m, names), _net(m), _list(m.breaks)] for k, m in self.options.items()
+            ]
+            parts.append(
+                Table(["instead", "value", *names, "value - prices", "breaks"], rows, right=range(1, 3 + len(names)))
+            )
         if self.budgets:
             rows = [[b.name, short(b.used), short(b.left), "yes" if b.binds else "no", _price(b)] for b in self.budgets]
             parts.append(Table(["budget", "used", "left", "binds", "value per unit"], rows, right=[1, 2, 4]))
@@ -125,6 +135,7 @@ class Solved:
     graph: Graph
     compiled: Compiled
     solution: Solution
+    costs: Mapping[str, Cost]
     kept: tuple[str, ...] = ()  # patterns of what was asked to stay
 
     def __reduce__(self) -> Any:
@@ -154,6 +165,7 @@ class Solved:
             used,
             tuple(self._asked_of(vertex)),
             float(self.prices.bound),
+            {name: self._move(vertex.nout, self._picks, on) for name, on in self._instead(vertex)},
         )
 
     @cached_property
@@ -170,6 +182,10 @@ class Solved:
     @cached_property
     def _times(self) -> np.ndarray:
         return self.compiled.decoder.times_at(self._picks)
+
+    @cached_property
+    def _on(self) -> dict[str, bool]:
+        return self.compiled.decoder.on(self.solution)
 
     @cached_property
     def _budgets(self) -> list[Budget]:
@@ -210,29 +226,46 @@ class Solved:
         moves = [self._move(int(nearest), [*self._picks[:k], n, *self._picks[k + 1 :]]) for k, n in levels]
         return min(moves, key=lambda m: (len(m.breaks), -(m.value if m.net is None else m.net)))
 
-    def _move(self, size: int, picks: list[int]) -> Move:
-        times = self.compiled.decoder.times_at(picks)
-        value = self.compiled.objective(times) - self.compiled.objective(self._times)
-        costs = {name: after - self._counts[name] for name, after in self._counted(times).items()}
+    def _move(self, size: int, picks: list[int], switches: Mapping[str, bool] | None = None) -> Move:
+        times, on = self.compiled.decoder.times_at(picks), self._on if switches is None else switches
+        value = self.compiled.objective(times, on) - self.compiled.objective(self._times, self._on)
+        costs = {name: after - self._counts[name] for name, after in self._counted(times, on).items()}
         net: float | None = value
         for b in self._budgets:
-            price, by = self._price(b), self._count(b.cost, times) - self._count(b.cost, self._times)
+            price, by = self._price(b), self._count(b.cost, times, on) - self._count(b.cost, self._times, self._on)
             net = None if net is None or price is None else net - price * by
-        return Move(size, value, costs, net, tuple(dict.fromkeys(self._broken(picks, times))))
+        return Move(size, value, costs, net, tuple(dict.fromkeys(self._broken(picks, times, on))))
+
+    def _instead(self, vertex: Vertex) -> Iterator[tuple[str, dict[str, bool]]]:
+        """Other options for the layer, and its branch without it or with it: by name the switches that are on then."""
+        question = self.compiled.choices.question
+        for pick in question.picks:
+            if f"{vertex.name}.".startswith(f"{pick.name}."):
+                off = {o.switch.name: False for o in pick.options}
+                yield from (
+                    (o.switch.name, {**self._on, **off, o.switch.name: True})
+                    for o in pick.options
+                    if not self._on[o.switch.name] and any(self._on[name] for name in off)
+                )
+        around = {p.within for p in question.parts} | {p.within for p in question.picks}
+        for part in question.parts:
+            name, stays = part.switch.name, self._on[part.switch.name]
+            alone = part.within is None or self._on[part.within.name]
+            if part.units[vertex.units].any() and alone and part.switch not in around:
+                yield f"not: {name}" if stays else name, {**self._on, name: not stays}
 
     # -- costs and limits ----------------------------------------------------------------------------------------------
 
     @cached_property
     def _counts(self) -> dict[str, float]:
-        return self._counted(self._times)
+        return self._counted(self._times, self._on)
 
-    def _counted(self, times: np.ndarray) -> dict[str, float]:
+    def _counted(self, times: np.ndarray, on: Mapping[str, bool]) -> dict[str, float]:
         """By name, in the units that users see."""
-        costs = {**self.graph.costs, **{b.cost.name: b.cost for b in self._budgets}}
-        return {name: cost.told(self._count(cost, times)) for name, cost in costs.items()}
+        costs = {**self.costs, **{b.cost.name: b.cost for b in self._budgets}}
+        return {name: cost.told(self._count(cost, times, on)) for name, cost in costs.items()}
 
-    def _count(self, cost: Any, times: np.ndarray) -> int:
-        on = self.compiled.decoder.on(self.solution)
+    def _count(self, cost: Any, times: np.ndarray, on: Mapping[str, bool]) -> int:
         found: int = cost.count(self.graph.coupling, times, on) if on else cost.count(self.graph.coupling, times)
         return found
 
@@ -243,7 +276,7 @@ class Solved:
         return sum(prices[n] for n in names) if all(n in prices for n in names) else None
 
     def _use(self, budget: Budget, larger: Move | None, smaller: Move | None) -> Use:
-        used, name = budget.cost.told(self._count(budget.cost, self._times)), str(budget)
+        used, name = budget.cost.told(self._count(budget.cost, self._times, self._on)), str(budget)
         price = self._price(budget)
         limit = budget.told
         blocked = larger if budget.sense == "<=" else smaller
@@ -251,11 +284,14 @@ class Solved:
         left = limit - used if budget.sense == "<=" else used - limit
         return Use(name, limit, used, left, binds, None if price is None else price * budget.cost.scale)
 
-    def _broken(self, picks: list[int], times: np.ndarray) -> Iterator[str]:
+    def _broken(self, picks: list[int], times: np.ndarray, on: Mapping[str, bool]) -> Iterator[str]:
         """Everything that would not hold."""
         choices = self.compiled.choices
+        for name, units in choices.question.held(on):
+            if (times[units] != 1).any():
+                yield f"{name}: sizes that stay then"
         for b in self._budgets:
-            used = self._count(b.cost, times)
+            used = self._count(b.cost, times, on)
             if used > b.limit if b.sense == "<=" else used < b.limit:
                 yield str(b)
         for r in choices.relations:

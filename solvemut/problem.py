@@ -336,7 +336,7 @@ class Problem:
             notes=(*graph.notes, *compiled.notes, *drawn),
             values=self.values_name,
             graph=after,
-            solved=Solved(graph, compiled, solution, tuple(self.kept)),
+            solved=Solved(graph, compiled, solution, self._stated(graph.costs), tuple(self.kept)),
             **drawing,
         )
 
@@ -359,9 +359,17 @@ class Problem:
 
     def _counted(self, cost: Cost, times: np.ndarray, on: Mapping[str, bool]) -> int | float:
         """A cost of what is left, as users see it."""
-        if (self.removable or self.choices) and cost.name in COUNTED:
-            cost = switched(self.graph, cost, self.removable, self.alternatives)
+        cost = self._stated({cost.name: cost})[cost.name]
         return cost.told(cost.count(self.graph.coupling, times, on))
+
+    def _stated(self, costs: Mapping[str, Cost]) -> Mapping[str, Cost]:
+        """Costs as the program counts them: by what is there."""
+        if not self.removable and not self.choices:
+            return costs
+        return {
+            name: switched(self.graph, c, self.removable, self.alternatives) if c.name in COUNTED else c
+            for name, c in costs.items()
+        }
 
     def _is_own(self, cost: Cost) -> bool:
         """Whether a cost is one of the model's, not one that the caller built under its name."""

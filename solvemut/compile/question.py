@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -165,6 +165,14 @@ class Question:
         """The switch under which all of these units count."""
         found = [(p.units, p.own) for p in self.picks] + [(p.units, p.switch) for p in self.parts]
         return next((switch for mine, switch in found if mine[units].all()), None)
+
+    def held(self, on: Mapping[str, bool]) -> Iterator[tuple[str, np.ndarray]]:
+        """By what asks for it the units (bool per class) that all stay, given which switches are on."""
+        for option in (o for p in self.picks for o in p.options if on.get(o.switch.name, o.switch.now)):
+            yield option.switch.name, option.stays
+        for part in (p for p in self.parts if p.within is None or on.get(p.within.name, True)):
+            if part.stays is not None and not on.get(part.switch.name, part.switch.now):
+                yield f"not: {part.switch.name}", part.stays
 
     @property
     def costs(self) -> list[Cost]:

@@ -318,7 +318,7 @@ def test_low_rank_keeps_the_outputs_on_the_data_as_well_as_a_rank_can() -> None:
     inputs = model[1](model[0](x)).detach()
     y = inputs @ model[2].weight.detach().T
     best = float(torch.linalg.svdvals(y)[2:].square().sum())  # no map of rank 2 comes nearer
-    found = float((other[2](inputs) - model[2](inputs)).square().sum())
+    found = float((other[2](inputs) - model[2](inputs)).detach().square().sum())
     assert found == pytest.approx(best, rel=1e-5)
     weights = float((inputs @ second_by_svd(model[2].weight, 2).T - y).square().sum())
     assert found < 0.999 * weights
@@ -454,6 +454,34 @@ def test_frontier_best_and_explain_take_options() -> None:
     assert best[0].objective >= best[1].objective
     assert best[0].objective == pytest.approx(problem.solve(gap=0.0).objective)
     assert "params" in str(best[0].explain("0"))
+
+
+def test_explain_tells_what_another_option_would_change() -> None:
+    model, x = mlp((8, 16, 16, 4)), torch.randn(4, 8, dtype=F64)
+    graph = sm.capture(model, x)
+    options = {"dense": None, **{f"rank {r}": sm.LowRank(r, value=-0.1 / r) for r in (2, 4)}}
+    options["int8"] = sm.Alternative(value=-0.3, costs={"params": 0.25})
+    problem = sm.Problem(graph)
+    problem.choose("2", options)
+    problem.add(graph.params <= 0.5 * graph.params.now)
+    plan = problem.solve(gap=0.0)
+    told = plan.explain("2").options
+    assert set(told) == {f"2: {k}" for k in options} - {f"2: {plan.chosen['2']}"}
+    for name, move in told.items():  # the same sizes with just that option
+        option = name.removeprefix("2: ")
+        other = sm.Problem(graph)
+        other.choose("2", {option: options[option]} if options[option] is not None else options)
+        other.add(
+            *(graph[v].out == plan.sizes[n][1] for v, n in (("0", "0"), ("2", "2.1" if "2.1" in plan.sizes else "2")))
+        )
+        found = other.solve(gap=0.0)
+        assert found.chosen.get("2", "dense") == option
+        assert move.value == pytest.approx(found.objective - plan.objective)
+        for cost in ("params", "flops"):
+            assert move.costs[cost] == pytest.approx(found.costs[cost].after - plan.costs[cost].after)
+        fits = found.costs["params"].after <= plan.costs["params"].budget
+        assert (move.breaks == ()) == fits
+        assert f"{name}  " in str(plan.explain("2"))
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------

@@ -244,6 +244,24 @@ def test_latency_and_bytes_count_what_is_left(share: float) -> None:
     assert zeros and plan.costs["latency"].after <= left  # zeros are made and added, too
 
 
+def test_explain_tells_what_a_branch_is_worth() -> None:
+    model, x = residual((5, 3, 4)), torch.ones(2, 3, dtype=torch.float64)
+    graph = sm.capture(model, x)
+    problem = sm.Problem(graph)
+    problem.add(graph.params <= 0.5 * graph.params.now)
+    problem.drop(graph.removable, {"1": 0.5, "2": 0.5, "3": 0.5})
+    plan = problem.solve()
+    gone = {e.module.split(".")[0] for e in plan.edits if e.kind == "bypass"}
+    for k, inner in enumerate((5, 3, 4)):
+        name, width = str(k + 1), plan.sizes["0"][1]
+        (key,) = plan.explain(f"{name}.up").options
+        move = plan.explain(f"{name}.up").options[key]
+        assert key == (f"{name} stays" if name in gone else f"not: {name} stays")
+        size = plan.explain(f"{name}.up").after
+        assert size <= inner and abs(move.costs["params"]) == (width + 1) * size + (size + 1) * width
+        assert (move.costs["params"] > 0) == (name in gone)
+
+
 def test_prune_takes_depth_in_every_form() -> None:
     x = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     batches = [(x, torch.zeros(16, 2, dtype=torch.float64))]
