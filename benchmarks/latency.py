@@ -1,7 +1,7 @@
 """Latency foretold and latency measured, on this processor: ``python benchmarks/latency.py``.
 
-For every model (random weights, one 224 x 224 image, eager, one thread) the table of `measure_latency` is held against
-models that are run:
+For every model (random weights, one 224 x 224 image, one thread; eager, or under torch.compile with --compiled) the
+table of `measure_latency` is held against models that are run:
 
 * Foretold: what the table says of pruned copies that had no part in it, beside what a forward of them takes. All copies
   run in turn, each beside the model itself. A machine that others use too is not always equally fast, so the
@@ -12,10 +12,11 @@ models that are run:
 * Half the time: a plan within half of the latency, beside plans within budgets on FLOPs, all run in the same rounds.
   Reported is the value that each keeps at equal measured latency; between two plans on FLOPs the value is interpolated.
 
-Needs torchvision. Compiled models are not measured: `measure_latency(compile=True)` is not available yet.
+Needs torchvision, with --compiled a C++ compiler: every copy is compiled, which takes most of the time.
 
     python benchmarks/latency.py --quick                  resnet18 alone
     python benchmarks/latency.py --models vit_b_16 --json out.json --tables folder
+    python benchmarks/latency.py --models resnet18 --compiled
 """
 
 from __future__ import annotations
@@ -65,12 +66,17 @@ def errors(told: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     return {"median": float(np.median(off)), "worst": float(off.max())}
 
 
+def milliseconds(graph: sm.Graph, models: Sequence[torch.nn.Module], times: sm.LatencyTable) -> np.ndarray:
+    """What a forward of each takes, compiled if the table is of compiled models."""
+    clock = clock_of(torch.device("cpu"))
+    return 1e3 * np.array(timed_models(graph, models, clock, torch.float32, ROUNDS, compiled=times.compiled))
+
+
 def held_out(graph: sm.Graph, times: sm.LatencyTable, seed: int) -> dict[str, Any]:
     """What the table says of pruned copies, and what they take; the first is the model itself."""
     cost = graph.latency(times)
     drawn = list(drawn_plans(graph, HELD_OUT, MULTIPLE, seed))
-    seconds = timed_models(graph, [m for m, _ in drawn], clock_of(torch.device("cpu")), torch.float32, ROUNDS)
-    measured = 1e3 * np.array(seconds)
+    measured = milliseconds(graph, [m for m, _ in drawn], times)
     told = np.array([cost.told(cost.count(graph.coupling, kept)) for _, kept in drawn])
     speed = times.fit.measured[0] / measured[0]  # the model itself, then and now
     return {
@@ -98,8 +104,7 @@ def half(graph: sm.Graph, times: sm.LatencyTable) -> dict[str, Any]:
     plans = [solved(graph, values, cost <= FRACTION * cost.now)]
     plans += [solved(graph, values, graph.flops <= share * graph.flops.now) for share in LADDER]
     models = [copy.deepcopy(graph.model), *(p.apply(copy.deepcopy(graph.model)) for p in plans)]
-    seconds = timed_models(graph, models, clock_of(torch.device("cpu")), torch.float32, ROUNDS)
-    now, ours, *others = (1e3 * s for s in seconds)
+    now, ours, *others = milliseconds(graph, models, times)
     total = float(values.sum())
     kept = [p.objective / total for p in plans]
     order = np.argsort(others)
@@ -117,15 +122,15 @@ def half(graph: sm.Graph, times: sm.LatencyTable) -> dict[str, Any]:
     }
 
 
-def run(name: str, tables: Path | None, seed: int) -> dict[str, Any]:
+def run(name: str, tables: Path | None, seed: int, compiled: bool) -> dict[str, Any]:
     """One model: its table, the copies held out, and half of its latency."""
     model, x = build(name, 1)
     graph, start = sm.capture(model, x), time.perf_counter()
-    file = None if tables is None else tables / f"{name}.json"
+    file = None if tables is None else tables / f"{name}{'_compiled' * compiled}.json"
     if file is not None and file.exists():
         times = sm.LatencyTable.load(file)
     else:
-        times = sm.measure_latency(graph, cache=tables)
+        times = sm.measure_latency(graph, compile=compiled, cache=tables)
         if file is not None:
             times.save(file)
     seconds = time.perf_counter() - start
@@ -180,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="Latency foretold and measured")
     parser.add_argument("--models", nargs="+", default=None, choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)}")
+    parser.add_argument("--compiled", action="store_true", help="models under torch.compile, and a table of these")
     parser.add_argument("--tables", type=Path, help="a folder for tables: those that are there are not measured again")
     parser.add_argument("--seed", type=int, default=99, help="of the pruned copies held out (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file too; what it holds already is kept")
@@ -190,8 +196,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.backends.mha.set_fastpath_enabled(False)  # the nodes of a trace are those of the plain path
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for name in options.models or (QUICK if options.quick else MODELS):
-        known[name] = run(name, options.tables, options.seed)
-        print(" | ".join(cells(name, known[name])), flush=True)
+        found = run(name, options.tables, options.seed, options.compiled)
+        label = name + " compiled" * options.compiled
+        known[label] = found
+        print(" | ".join(cells(label, found)), flush=True)
         if options.json:
             options.json.write_text(json.dumps(known, indent=1))
     print("", report(known), sep="\n")

@@ -13,13 +13,11 @@ from ..errors import RequestError
 from ..graph import Graph
 from ..requests import Cost
 from .cost import cost_of
+from .groups import VIEWS
 from .sites import Form, Site
 from .table import TICKS
 
-VIEWS = frozenset(("view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "expand", "squeeze")) | {
-    *("unsqueeze", "select", "slice", "split", "chunk", "unbind", "narrow", "detach", "alias"),
-    *("contiguous", "identity", "dropout"),
-}
+FREE = VIEWS | {"contiguous"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Roofline:
 
     def _ticks(self, site: Site, works: Sequence[Any]) -> np.ndarray:
         coupling = site.graph.coupling
-        if site.node.op in VIEWS:
+        if site.node.op in FREE:
             return np.zeros([n + 1 for n in site.now], dtype=np.int64)
         computed = np.zeros([n + 1 for n in site.now])
         for w in works:

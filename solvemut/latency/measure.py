@@ -19,12 +19,14 @@ from ..errors import RequestError, SolvemutError
 from ..graph import Graph
 from ..progress import Reporter
 from .clock import Clock, clock_of
+from .compiled import CompiledSamples
 from .grid import BETWEEN, first_sizes, refined
+from .groups import timed
 from .rounds import Kind, Point, run_passes, surfaces
 from .samples import Call, Samples
-from .sites import Site, by_key, sites
+from .sites import Site, by_key
 from .table import Entry, Fit, LatencyTable
-from .whole import Run, drawn_plans, fitted, node_seconds, timed_models
+from .whole import Run, drawn_plans, fitted, site_seconds, timed_models
 
 TIMES_REFINED = 1
 ROUNDS = 5  # of whole models, at least
@@ -81,7 +83,7 @@ def measure_latency(
     >>> table.entries["relu(self=<16,a>) -> <16,a>"].grid
     ((8, 16, 24, 32),)
     """
-    _refused(graph, batch, compile)
+    _refused(graph, batch)
     options = Options(
         whole(rounds, f"rounds={shown(rounds)}", least=1),
         whole(points, f"points={shown(points)}", least=1),
@@ -94,17 +96,14 @@ def measure_latency(
     clock: Clock = device if callable(getattr(device, "laps", None)) else clock_of(_device(graph, device))
     progress = None if progress is None else flag(progress, "progress")
     with torch.inference_mode(), Reporter(progress) as reporter:
-        work = Work(graph, clock, dtype, options, reporter, None if cache is None else Path(cache), between)
+        folder = None if cache is None else Path(cache)
+        work = Work(graph, clock, dtype, options, reporter, folder, between, flag(compile, "compile"))
         return work.table(table)
 
 
-def _refused(graph: Any, batch: Any, compile: Any) -> None:
+def _refused(graph: Any, batch: Any) -> None:
     if not isinstance(graph, Graph):
         raise RequestError(f"measure_latency takes the graph of a model, as capture gives it, not {shown(graph)}")
-    if flag(compile, "compile"):
-        raise RequestError(
-            "measure_latency(compile=True): compiled models are not measured in this version, only eager"
-        )
     shapes = [s for k, s in graph.trace.inputs.items() if ":" not in k and s]
     if batch is not None and (not shapes or batch != shapes[0][0]):
         now = shapes[0][0] if shapes else "none"
@@ -134,13 +133,15 @@ class Work:
     reporter: Reporter
     folder: Path | None
     between: str
+    compiled: bool
     kinds: list[Kind] = field(default_factory=list)
     passes: int = 0
     saved: float = field(default_factory=time.monotonic)
 
     def table(self, known: LatencyTable | None) -> LatencyTable:
         """The table; entries of `known` that serve are taken as they are."""
-        self.samples = None if self.clock.device is None else Samples(self.graph, self.clock.device, self.dtype)
+        self.sites = timed(self.graph, self.compiled)
+        self.samples = self._samples()
         dtype = self.dtype or torch.get_default_dtype() if self.samples is None else self.samples.dtype
         self.label = {
             "device": self.clock.name,
@@ -160,13 +161,28 @@ class Work:
             between=self.between,
             dtype=self.label["dtype"],
             versions=self.label["versions"],
+            compiled=self.compiled,
             notes=notes[:20],
         )
         return replace(found, fit=self._fit(found, dtype, known))
 
+    def _samples(self) -> Samples | None:
+        if self.clock.device is None:
+            return None
+        if not self.compiled:
+            return Samples(self.graph, self.clock.device, self.dtype)
+        found = CompiledSamples(self.graph, self.clock.device, self.dtype)
+        found.begin(self.clock.laps)
+        return found
+
     def _known(self, table: LatencyTable | None) -> dict[str, Entry]:
         if table is None:
             return {}
+        if table.compiled != self.compiled:
+            modes = [f"of {'compiled' if c else 'eager'} models" for c in (table.compiled, self.compiled)]
+            raise RequestError(
+                f"table= is {modes[0]}, compile={self.compiled} is {modes[1]}: they cannot be put together"
+            )
         mine = {k: getattr(table, k) for k in self.label}
         if mine != self.label:
             raise RequestError(f"table= is of {mine}, this is {self.label}: their times cannot be put together")
@@ -174,13 +190,15 @@ class Work:
 
     def _begin(self, old: dict[str, Entry]) -> None:
         """The kinds to be measured, with their first grids; what cannot be run alone has no grid, and takes nothing."""
-        for key, found in by_key(sites(self.graph)).items():
+        for key, found in by_key(self.sites).items():
             most = tuple(max(s.now[k] for s in found) for k in range(len(found[0].axes)))
             if key in old and all(a <= b for a, b in zip(most, old[key].most, strict=True)):
                 continue
             grid = tuple(
                 first_sizes(n, a.step, self.options.multiple) for n, a in zip(most, found[0].axes, strict=True)
             )
+            if self.reporter.is_due():
+                self.reporter.tell(f"latency: kind {len(self.kinds) + 1}")
             kind = Kind(key, found, grid)
             self._try(kind)
             self.kinds.append(kind)
@@ -199,6 +217,8 @@ class Work:
                 kind.note = f"measured at its present sizes only: {why}"
             except Exception:
                 kind.note = f"cannot be run alone, so that it counts as nothing: {why}"
+        if isinstance(self.samples, CompiledSamples):
+            kind.note = kind.note or self.samples.notes.get(kind.key, "")
 
     def _call(self, site: Site, sizes: Point) -> Call:
         if self.samples is None:
@@ -267,12 +287,12 @@ class Work:
         graph, clock = self.graph, self.clock
         if self.options.check == 0 or clock.device is None or graph.model is None or not graph.examples:
             return Fit() if known is None else known.fit
-        if self.reporter.is_due():
-            self.reporter.tell("latency: whole models")
+        self._after("drawn")
         with torch.inference_mode(False):
             drawn = list(drawn_plans(graph, self.options.check, self.options.multiple, self.options.seed))
-        seconds = timed_models(graph, [m for m, _ in drawn], clock, dtype, max(ROUNDS, self.options.rounds))
-        most = {s.key: s.now for s in sites(graph)}
+        models, rounds = [m for m, _ in drawn], max(ROUNDS, self.options.rounds)
+        seconds = timed_models(graph, models, clock, dtype, rounds, self._after, self.compiled)
+        most = {s.key: s.now for s in self.sites}
         plain: dict[tuple[str, Point], np.ndarray] = {}
 
         def at(key: str, sizes: Point) -> float:
@@ -282,9 +302,13 @@ class Work:
                 plain[key, limit] = table.surface(entry, limit)
             return float(plain[key, limit][sizes]) * 1e-9
 
-        works = np.array([s.works for s in sites(graph)])
-        runs = [Run(s, node_seconds(graph, at, kept), works) for s, (_, kept) in zip(seconds, drawn, strict=True)]
-        return fitted(runs)
+        works = np.array([s.works for s in self.sites])
+        times = [site_seconds(self.sites, at, kept) for _, kept in drawn]
+        return fitted([Run(s, t, works) for s, t in zip(seconds, times, strict=True)])
+
+    def _after(self, what: str) -> None:
+        if self.reporter.is_due():
+            self.reporter.tell(f"latency: whole models, {what}")
 
     # -- the state on disk ---------------------------------------------------------------------------------------------
 
@@ -293,6 +317,7 @@ class Work:
         if self.folder is None:
             return None
         asked = [*self.label.values(), *sorted(k.key for k in self.kinds), str(self.options)]
+        asked += ["compiled"] * self.compiled
         return self.folder / f"latency-{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.json"
 
     @contextlib.contextmanager

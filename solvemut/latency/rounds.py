@@ -68,8 +68,8 @@ def run_passes(
         calls = [call(site, point) for (site, _), (_, point) in zip(every, chosen, strict=True)]
         clock.laps(calls)  # the first touches what the others find in the caches
         laps = clock.laps(calls)
-        for (kind, point), seconds in zip(chosen, laps, strict=True):
-            kind.samples.setdefault(point, []).append((number, seconds))
+        for (kind, point), c, seconds in zip(chosen, calls, laps, strict=True):
+            kind.samples.setdefault(point, []).append((number, max(0.0, seconds - c.idle)))
         number += 1
         after(number, left - 1)
     return number

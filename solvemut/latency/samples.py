@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,19 +13,23 @@ from torch.utils import _pytree as pytree
 
 from ..graph import Graph
 from ..trace import Node, Ref
-from .sites import Site
+from .sites import At, Site
 
 HOMES = (torch, torch._C._nn, torch.nn.functional)  # functions that a forward calls, quicker than those of torch.ops
 
 
 @dataclass(eq=False)
 class Call:
-    """A node's call at some sizes; `touch` writes what it reads, as the node before it in a model does."""
+    """A call at some sizes; `touch` writes what it reads, as the node before it in a model does.
+
+    `idle` are seconds that it takes beside its work, which it takes alone and not as a part of a model.
+    """
 
     key: str
     sizes: tuple[int, ...]
     run: Callable[[], Any] = field(default=lambda: None)
     activations: tuple[torch.Tensor, ...] = ()
+    idle: float = 0.0
 
     def __call__(self) -> Any:
         return self.run()
@@ -49,25 +53,28 @@ class Samples:
         self.dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
         self.pool: dict[Any, torch.Tensor] = {}
         self.functions: dict[str, Callable[..., Any]] = {}
-        self.shapes: dict[tuple[str, tuple[int, ...]], tuple[Node, dict[str, tuple[int, ...]]]] = {}
+        self.shapes: dict[tuple[str, tuple[int, ...]], At] = {}
         self.whole = _values(graph, device, self.dtype)  # values that are no floats, as the model makes them
         self.generator = torch.Generator(device=device).manual_seed(0)
 
     def call(self, site: Site, sizes: tuple[int, ...]) -> Call:
         """The call of a site at sizes; raises whatever torch raises where it cannot be run alone."""
+        (node,), tensors = self._read(site, sizes)
+        args, kwargs = arguments_of(node, tensors, self.device)
+        function = self._function(site.key, node, args, kwargs)
+        return Call(site.key, sizes, lambda: function(*args, **kwargs), self._touched(tensors))
+
+    def _read(self, site: Site, sizes: tuple[int, ...]) -> tuple[tuple[Node, ...], dict[str, torch.Tensor]]:
+        """The nodes of a site at sizes, and what they read."""
         at = (site.node.name, sizes)
         if at not in self.shapes:
             self.shapes[at] = site.at(sizes)
-        node, shapes = self.shapes[at]
-        read: list[torch.Tensor] = []
-        tensors = {}
-        for k, (name, shape) in enumerate(shapes.items()):
-            tensors[name] = self._tensor(site, name, shape, k)
-            if name not in self.graph.trace.params and tensors[name].is_floating_point():
-                read.append(tensors[name])
-        args, kwargs = _arguments(node, tensors, self.device)
-        function = self._function(site.key, node, args, kwargs)
-        return Call(site.key, sizes, lambda: function(*args, **kwargs), tuple(read))
+        nodes, shapes = self.shapes[at]
+        return nodes, {name: self._tensor(site, name, shape, k) for k, (name, shape) in enumerate(shapes.items())}
+
+    def _touched(self, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What the nodes before it write."""
+        return tuple(x for k, x in tensors.items() if k not in self.graph.trace.params and x.is_floating_point())
 
     def _tensor(self, site: Site, name: str, shape: tuple[int, ...], slot: int) -> torch.Tensor:
         known = self.whole.get(name)
@@ -82,7 +89,9 @@ class Samples:
         if flat is None or flat.numel() < n:
             flat = self.pool[at] = torch.empty(n, dtype=dtype, device=self.device)
             flat.uniform_(0.01, 0.1, generator=self.generator)  # of one sign: it serves as a variance, too
-        return flat[:n].view(shape)
+        if name not in site.last:
+            return flat[:n].view(shape)
+        return flat[:n].view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
     def _function(self, key: str, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Callable[..., Any]:
         """The quickest function that makes what the node made."""
@@ -108,8 +117,11 @@ def _shapes(out: Any) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in (out if isinstance(out, (list, tuple)) else [out])]
 
 
-def _arguments(node: Node, tensors: dict[str, torch.Tensor], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments by place, those that go by name alone by name; what is no argument of the operation is left out."""
+def arguments_of(node: Node, tensors: Mapping[str, Any], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments by place, those that go by name alone by name; what is no argument of the operation is left out.
+
+    `tensors` are what stands for values: tensors, or the nodes of a graph.
+    """
     schema = _schema(node)
     args, kwargs = [], {}
     for a in schema.arguments:
@@ -146,7 +158,7 @@ def _agrees(schema: Any, node: Node) -> bool:
     return True
 
 
-def _value(a: Any, tensors: dict[str, torch.Tensor], device: torch.device) -> Any:
+def _value(a: Any, tensors: Mapping[str, Any], device: torch.device) -> Any:
     if isinstance(a, Ref):
         return tensors[a.name]
     if isinstance(a, (list, tuple)):
@@ -170,7 +182,7 @@ def _values(graph: Graph, device: torch.device, dtype: torch.dtype) -> dict[str,
     with torch.no_grad():
         for node in (n for n in graph.trace.nodes if not n.tag):
             with contextlib.suppress(Exception):  # then what it makes counts as floats, of its shape
-                live[node.name] = _run(node, live, device)
+                live[node.name] = run_node(node, live, device)
             for r in node.refs():
                 if last[r] == node.name:
                     found[r] = _kept(live.pop(r, None))
@@ -184,10 +196,11 @@ def _kept(x: Any) -> Any:
     return x.dtype if x.is_floating_point() or x.is_complex() else x
 
 
-def _run(node: Node, live: dict[str, Any], device: torch.device) -> Any:
+def run_node(node: Node, live: Mapping[str, Any], device: torch.device) -> Any:
+    """What a node makes of these values."""
     if node.op == "getitem":
         return live[node.args["a"].name][node.args["b"]]
-    args, kwargs = _arguments(node, live, device)
+    args, kwargs = arguments_of(node, live, device)
     return getattr(torch.ops.aten, node.op)(*args, **kwargs)
 
 

@@ -1,12 +1,13 @@
-"""Sites: which sizes of a node can change, and what it is called with at other sizes; no torch, no code per operation.
+"""Sites: which sizes of what is timed can change, and what it is called with at other sizes; no code per operation.
 
-Two nodes that do the same at the same sizes have one key: the text of their op, arguments and shapes, in which what can
-change is a letter. A measured time is known by that key, whatever model it was found in.
+A site is a node, or several that run as one when they are compiled. Two sites that do the same at the same sizes have
+one key: the text of their ops, arguments and shapes, in which what can change is a letter. A measured time is known by
+that key, whatever model it was found in. No torch here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -22,6 +23,7 @@ from ..trace import Node, Ref
 
 FREE = ("getitem",)  # takes an element of a list: nothing runs
 Form = tuple[Fraction, ...]  # a constant, and a factor for each size
+At = tuple[tuple[Node, ...], dict[str, tuple[int, ...]]]  # nodes at some sizes, and the shapes of what they read
 SILENT = ("width", "in_width", "mask", "cudnn_enabled", "cudnn_enable", "momentum", "eps")  # no matter of time
 
 
@@ -76,35 +78,45 @@ class Together:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A node with the sizes that can change in it; `note` says what was simplified.
+    """Nodes that are timed as one, with the sizes that can change in them; `note` says what was simplified.
 
-    `works` tells whether it multiplies and accumulates, rather than moves data.
+    `works` tells whether it multiplies and accumulates, rather than moves data. Of a compiled model, `made` are the
+    values that others read of it, and `last` those values whose channels lie last in memory.
     """
 
     graph: Graph
-    node: Node
+    nodes: tuple[Node, ...]
     axes: tuple[Axis | Together, ...]
     key: str
     note: str = ""
     works: bool = False
+    made: tuple[str, ...] = ()
+    last: frozenset[str] = frozenset()
 
-    def at(self, sizes: Sequence[int]) -> tuple[Node, dict[str, tuple[int, ...]]]:
-        """The node, and the shapes of what it reads, where each axis has that size, be it more than it has now."""
+    @property
+    def node(self) -> Node:
+        """The first of its nodes, by which messages name it."""
+        return self.nodes[0]
+
+    def at(self, sizes: Sequence[int]) -> At:
+        """The nodes, and the shapes of what they read, where each axis has that size, be it more than it has now."""
         if any(isinstance(a, Together) for a in self.axes):
-            return _at(self.graph, self.node, times_at(self.graph, self.axes, sizes))
+            return _at(self.graph, self.nodes, times_at(self.graph, self.axes, sizes))
         ints = iter([int(c + sum(s * n for s, n in zip(f, sizes, strict=True))) for c, *f in self._ints])
-        args = {k: _rewritten(a, ints) for k, a in self.node.args.items()}
-        reads = {r: tuple(next(ints) for _ in _shape(self.graph, r)) for r in dict.fromkeys(self.node.refs())}
-        shapes = tuple(tuple(next(ints) for _ in s) for s in self.node.shapes)
-        return replace(self.node, args=args, shapes=shapes), reads
+        args = [{k: _rewritten(a, ints) for k, a in node.args.items()} for node in self.nodes]
+        reads = {r: tuple(next(ints) for _ in _shape(self.graph, r)) for r in reads_of(self.nodes)}
+        shapes = [tuple(tuple(next(ints) for _ in s) for s in node.shapes) for node in self.nodes]
+        found = zip(self.nodes, args, shapes, strict=True)
+        return tuple(replace(node, args=a, shapes=s) for node, a, s in found), reads
 
     @cached_property
     def _ints(self) -> list[Form]:
         """The ints of the arguments, then the shapes of what it reads and makes."""
 
         def ints(times: np.ndarray) -> list[int]:
-            node, shapes = _at(self.graph, self.node, times)
-            return [*_walk(node.args, {}), *(n for s in (*shapes.values(), *node.shapes) for n in s)]
+            nodes, reads = _at(self.graph, self.nodes, times)
+            shapes = [*reads.values(), *(s for node in nodes for s in node.shapes)]
+            return [*(i for node in nodes for i in _walk(node.args, {})), *(n for s in shapes for n in s)]
 
         return self.forms(ints)
 
@@ -115,7 +127,8 @@ class Site:
     def tensors(self) -> list[list[Form]]:
         """The dims of what it reads and makes."""
 
-        shapes = [*(_shape(self.graph, r) for r in dict.fromkeys(self.node.refs())), *self.node.shapes]
+        shapes = [_shape(self.graph, r) for r in reads_of(self.nodes)]
+        shapes += [s for node in self.nodes for s in node.shapes]
         flat = iter(self._ints[-sum(map(len, shapes)) :] if any(shapes) else [])
         return [[next(flat) for _ in s] for s in shapes]
 
@@ -128,32 +141,44 @@ def sites(graph: Graph) -> list[Site]:
     """The nodes of the first call that run something, in order."""
     found: list[Site] | None = graph.__dict__.get("_latency_sites")
     if found is None:
-        working = {w.node.name for w in graph.coupling.facts.works}
+        working = working_nodes(graph)
         nodes = [n for n in graph.trace.nodes if not n.tag and n.op not in FREE]
-        found = [replace(_site(graph, n), works=n.name in working) for n in nodes]
+        found = [replace(site_of(graph, (n,)), works=n.name in working) for n in nodes]
         object.__setattr__(graph, "_latency_sites", found)
     return found
 
 
-def _site(graph: Graph, node: Node) -> Site:
-    axes = _axes(graph, node)
+def working_nodes(graph: Graph) -> set[str]:
+    """The nodes that multiply and accumulate."""
+    return {w.node.name for w in graph.coupling.facts.works}
+
+
+def reads_of(nodes: Sequence[Node]) -> list[str]:
+    """The values that nodes read of others, in order, each once."""
+    own = {n.name for n in nodes}
+    return [r for r in dict.fromkeys(r for n in nodes for r in n.refs()) if r not in own]
+
+
+def site_of(graph: Graph, nodes: tuple[Node, ...], names: Mapping[str, str] | None = None) -> Site:
+    """The site of these nodes; `names` are those that values have in its key, none unless given."""
+    axes = axes_of(graph, nodes)
     tries: list[tuple[tuple[Axis | Together, ...], str]] = [(tuple(axes), "")] if len(axes) <= 2 else []
     if len(axes) > 1:
         tries.append(((Together(tuple(axes)),), f"{len(axes)} sizes count as their sum"))
     tries.append(((), "its sizes count as they are now"))
     for found, note in tries:
         try:
-            return Site(graph, node, found, _key(graph, node, found), note)
+            return Site(graph, nodes, found, _key(graph, nodes, found, names or {}), note)
         except SolvemutError:  # units that are left so make no rectangle
             continue
     raise AssertionError("a node has a key at its own sizes")
 
 
-def _axes(graph: Graph, node: Node) -> list[Axis]:
-    """The independent sets of units among what a node reads and makes."""
+def axes_of(graph: Graph, nodes: Sequence[Node]) -> list[Axis]:
+    """The independent sets of units among what nodes read and make."""
     coupling = graph.coupling
     sets = []
-    for labels in _labels(graph, node):
+    for labels in _labels(graph, nodes):
         units = np.unique(coupling.unit_of[labels])
         units = units[(units != FIXED) & ~coupling.frozen[units]]
         if len(units):
@@ -170,15 +195,16 @@ def _axes(graph: Graph, node: Node) -> list[Axis]:
     return [Axis(_in_rows(graph, units), coupling.label_of) for _, units in found]
 
 
-def _labels(graph: Graph, node: Node) -> Iterator[np.ndarray]:
+def _labels(graph: Graph, nodes: Sequence[Node]) -> Iterator[np.ndarray]:
     coupling = graph.coupling
-    for ref in dict.fromkeys(node.refs()):
+    for ref in reads_of(nodes):
         if ref in coupling.trace.params:
             for d in range(len(coupling.trace.params[ref].shape)):
                 if (e := coupling.sources.get((ref, d))) is not None:
                     yield e.labels.reshape(-1)
         yield from _of_value(coupling.values.get(ref))
-    yield from _of_value(coupling.values.get(node.name))
+    for node in nodes:
+        yield from _of_value(coupling.values.get(node.name))
 
 
 def _of_value(found: Labels | list[Labels] | None) -> Iterator[np.ndarray]:
@@ -211,16 +237,16 @@ def times_at(graph: Graph, axes: Sequence[Axis | Together], sizes: Sequence[int]
     return times
 
 
-def _at(graph: Graph, node: Node, times: np.ndarray) -> tuple[Node, dict[str, tuple[int, ...]]]:
+def _at(graph: Graph, nodes: Sequence[Node], times: np.ndarray) -> At:
     coupling = graph.coupling
     shapes = {}
-    for ref in dict.fromkeys(node.refs()):
+    for ref in reads_of(nodes):
         value = coupling.values.get(ref)
         if ref in coupling.trace.params:
             shapes[ref] = param_shape(coupling, ref, times)
         elif isinstance(value, Labels):
-            shapes[ref] = shape_after(coupling, value, times, node.at())
-    return node_after(coupling, node, times), shapes
+            shapes[ref] = shape_after(coupling, value, times, nodes[0].at())
+    return tuple(node_after(coupling, n, times) for n in nodes), shapes
 
 
 def _rewritten(a: Any, ints: Iterator[int]) -> Any:
@@ -233,10 +259,16 @@ def _rewritten(a: Any, ints: Iterator[int]) -> Any:
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-def _key(graph: Graph, node: Node, axes: Sequence[Axis | Together]) -> str:
-    """The op, its arguments and shapes, each int as a linear form of the sizes that can change."""
-    forms = _forms(graph, axes, lambda times: _ints(*_at(graph, node, times)))
-    return _text(graph, node, iter([_in_letters(f) for f in forms]))
+def _key(graph: Graph, nodes: Sequence[Node], axes: Sequence[Axis | Together], names: Mapping[str, str]) -> str:
+    """The ops, their arguments and shapes, each int as a linear form of the sizes that can change."""
+
+    def ints(times: np.ndarray) -> list[int]:
+        changed, reads = _at(graph, nodes, times)
+        return [i for node in changed for i in _ints(node, reads)]
+
+    forms = iter([_in_letters(f) for f in _forms(graph, axes, ints)])
+    made = {n.name for n in nodes}
+    return "; ".join(_text(graph, node, forms, names, made) for node in nodes)
 
 
 def _forms(graph: Graph, axes: Sequence[Axis | Together], of: Callable[[np.ndarray], Sequence[int]]) -> list[Form]:
@@ -288,10 +320,11 @@ def _in_letters(form: Form) -> str:
     return "+".join([*text, str(constant)] if constant or not text else text)
 
 
-def _text(graph: Graph, node: Node, forms: Iterator[str]) -> str:
+def _text(graph: Graph, node: Node, forms: Iterator[str], names: Mapping[str, str], made: Collection[str]) -> str:
     def text(a: Any) -> str:
         if isinstance(a, Ref):
-            return f"<{','.join(next(forms) for _ in _shape(graph, a.name))}>"
+            name = names.get(a.name, "")
+            return name if a.name in made else f"{name}<{','.join(next(forms) for _ in _shape(graph, a.name))}>"
         if isinstance(a, (list, tuple)):
             return f"[{', '.join(text(x) for x in a)}]"
         if isinstance(a, int) and not isinstance(a, bool):

@@ -98,7 +98,7 @@ class LatencyTable:
 
         Nodes in each set of `apart` are terms of their own.
         """
-        return cost_of(graph, self._ticks, TICKS, apart, self.cost)
+        return cost_of(graph, self._ticks, TICKS, apart, self.cost, self.compiled)
 
     def _ticks(self, site: Any) -> np.ndarray:
         """Nanoseconds at every size that a node can have."""
@@ -108,7 +108,7 @@ class LatencyTable:
             what = "no such layer" if entry is None else f"it up to {entry.most} only"
             raise RequestError(
                 f"the table of {self.device} has {what}: {site.node.at()}, {site.now}: {site.key}; measure the model "
-                "with measure_latency(graph, table=...), which adds what is missing"
+                f"with measure_latency(graph, {'compile=True, ' * self.compiled}table=...), which adds what is missing"
             )
         return self.surface(entry, site.now)
 
@@ -125,8 +125,8 @@ class LatencyTable:
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        head = f"latencies on {self.device}, {self.dtype}: {len(self.entries)} kinds of nodes"
-        head += f", {sum(e.values.size for e in self.entries.values())} points"
+        head = f"latencies on {self.device}, {self.dtype}{', compiled' * self.compiled}: "
+        head += f"{len(self.entries)} kinds of nodes, {sum(e.values.size for e in self.entries.values())} points"
         lines = [head]
         if self.fit.measured:
             lines.append(

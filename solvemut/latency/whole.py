@@ -15,8 +15,9 @@ from ..graph import Graph
 from ..plan import kept_units
 from ..problem import Problem
 from .clock import Clock
+from .compiled import compiled_forward, every_copy_compiled
 from .samples import forward_of
-from .sites import sites
+from .sites import Site
 from .table import Fit
 
 SHARES = (0.35, 0.9)  # of the FLOPs, between which pruned copies lie
@@ -67,28 +68,35 @@ def timed_models(
     clock: Clock,
     dtype: torch.dtype,
     rounds: int,
-    after: Callable[[int], object] = lambda left: None,
+    after: Callable[[str], object] = lambda what: None,
+    compiled: bool = False,
 ) -> list[float]:
     """Seconds of a forward of each. The first, run beside every other one, says how fast the machine is at that moment.
 
     Of each model the median over rounds of how it compares with the first is taken, times the median of the first.
+    `after` hears what has been done; with `compiled` each model is compiled before that, for its sizes.
     """
     assert clock.device is not None
     forwards = [forward_of(m.to(clock.device, dtype).eval(), graph, clock.device, dtype) for m in models]
+    if compiled:
+        forwards = [compiled_forward(f) for f in forwards]
+        with every_copy_compiled(len(models)):
+            for k, forward in enumerate(forwards):
+                forward()
+                after(f"{k + 1} of {len(models)} compiled")
     found, beside = np.empty((rounds, len(models))), np.empty((rounds, len(models)))
     for r in range(rounds):
         for k, forward in enumerate(forwards):
             for timed, f in ((beside, forwards[0]), (found, forward)):
                 clock.run(f)  # its weights come into the caches
                 timed[r, k] = clock.run(f)
-        after(rounds - r - 1)
+        after(f"round {r + 1} of {rounds}")
     return [float(x) for x in np.median(found / beside, axis=0) * np.median(beside)]
 
 
-def node_seconds(graph: Graph, at: Callable[[str, tuple[int, ...]], float], kept: np.ndarray) -> np.ndarray:
-    """By node what a table says at the sizes that are left when `kept` stays."""
-    count = graph.coupling.count
-    return np.array([at(s.key, tuple(count(a.extent, kept) for a in s.axes)) for s in sites(graph)])
+def site_seconds(sites: Sequence[Site], at: Callable[[str, tuple[int, ...]], float], kept: np.ndarray) -> np.ndarray:
+    """By site what a table says at the sizes that are left when `kept` stays."""
+    return np.array([at(s.key, tuple(s.graph.coupling.count(a.extent, kept) for a in s.axes)) for s in sites])
 
 
 def fitted(runs: Sequence[Run]) -> Fit:

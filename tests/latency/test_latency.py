@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from clocks import FakeClock, linear, saw
 from torch import nn
 
 import solvemut as sm
@@ -19,24 +19,6 @@ from solvemut.latency.sites import by_key, sites
 from solvemut.latency.whole import Run, fitted
 
 
-class FakeClock:
-    """A device on which a call takes what a function of its key and sizes says, in nanoseconds."""
-
-    name, device = "a clock of wood", None
-
-    def __init__(self, nanoseconds: Callable[[str, tuple[int, ...]], float], stop_after: int | None = None) -> None:
-        self.nanoseconds, self.stop_after, self.passes = nanoseconds, stop_after, 0
-
-    def laps(self, calls: Sequence[Any]) -> list[float]:
-        self.passes += 1
-        if self.stop_after is not None and self.passes > self.stop_after:
-            raise KeyboardInterrupt
-        return [self.nanoseconds(c.key, c.sizes) * 1e-9 for c in calls]
-
-    def run(self, forward: Any) -> float:
-        raise AssertionError("no device: nothing runs")
-
-
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -44,16 +26,6 @@ def net() -> nn.Module:
 
 def graph_of(model: nn.Module | None = None) -> sm.Graph:
     return sm.capture(model or net(), torch.ones(2, 4))
-
-
-def linear(key: str, sizes: tuple[int, ...]) -> float:
-    """Bilinear in the sizes, so that a grid of any kind gives it back."""
-    return 1000.0 + 10 * sum(sizes) + 100 * float(np.prod(sizes))
-
-
-def saw(key: str, sizes: tuple[int, ...]) -> float:
-    """Up and down: what is smaller may take longer."""
-    return 1000.0 + sum((n * 37) % 11 * 50 + n for n in sizes)
 
 
 def every_point(graph: sm.Graph, clock: FakeClock, **how: Any) -> sm.LatencyTable:
@@ -299,7 +271,7 @@ def test_budgets_that_make_no_sense(ask, told):
 def test_what_cannot_be_measured():
     graph = graph_of()
     for how, told in (
-        ({"compile": True}, "compile"),
+        ({"compile": "yes"}, "compile"),
         ({"batch": 8}, "batch=8.*captured with 2"),
         ({"rounds": 0}, "rounds"),
         ({"device": "nowhere"}, "device"),
