@@ -66,17 +66,18 @@ def errors(told: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     return {"median": float(np.median(off)), "worst": float(off.max())}
 
 
-def milliseconds(graph: sm.Graph, models: Sequence[torch.nn.Module], times: sm.LatencyTable) -> np.ndarray:
+def milliseconds(graph: sm.Graph, models: Sequence[torch.nn.Module], times: sm.LatencyTable) -> list[float]:
     """What a forward of each takes, compiled if the table is of compiled models."""
     clock = clock_of(torch.device("cpu"))
-    return 1e3 * np.array(timed_models(graph, models, clock, torch.float32, ROUNDS, compiled=times.compiled))
+    seconds = timed_models(graph, models, clock, torch.float32, ROUNDS, compiled=times.compiled)
+    return [1e3 * s for s in seconds]
 
 
 def held_out(graph: sm.Graph, times: sm.LatencyTable, seed: int) -> dict[str, Any]:
     """What the table says of pruned copies, and what they take; the first is the model itself."""
     cost = graph.latency(times)
     drawn = list(drawn_plans(graph, HELD_OUT, MULTIPLE, seed))
-    measured = milliseconds(graph, [m for m, _ in drawn], times)
+    measured = np.array(milliseconds(graph, [m for m, _ in drawn], times))
     told = np.array([cost.told(cost.count(graph.coupling, kept)) for _, kept in drawn])
     speed = times.fit.measured[0] / measured[0]  # the model itself, then and now
     return {

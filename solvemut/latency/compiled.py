@@ -31,7 +31,7 @@ class CompiledSamples(Samples):
 
     def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype | None) -> None:
         super().__init__(graph, device, dtype)
-        self.compiled: dict[tuple[str, tuple[int, ...]], Function] = {}
+        self.compiled: dict[tuple[str, tuple[int, ...]], tuple[Function, float]] = {}  # with what its call takes idle
         self.notes: dict[str, str] = {}  # by key why it runs as in eager mode
         self.idle = 0.0
 
@@ -41,7 +41,7 @@ class CompiledSamples(Samples):
         graph.output((graph.call_function(torch.ops.aten.neg, (graph.placeholder("x"),)),))
         x = torch.ones(1, device=self.device, dtype=self.dtype)
         try:
-            function = _inductor(graph, [x])
+            function = _inductor(graph, [x], {"force_disable_caches": True})
             function(x)
         except Exception as e:  # whatever torch raises: no C++ compiler, no Triton
             raise RequestError(
@@ -59,8 +59,8 @@ class CompiledSamples(Samples):
             return Call(site.key, sizes, self._extern(site, nodes[0], tensors), touched)
         if (site.key, sizes) not in self.compiled:
             self.compiled[site.key, sizes] = self.fused(site, nodes, tensors)
-        function, args = self.compiled[site.key, sizes], list(tensors.values())
-        return Call(site.key, sizes, lambda: function(*args), touched, 0.0 if site.key in self.notes else self.idle)
+        (function, idle), args = self.compiled[site.key, sizes], list(tensors.values())
+        return Call(site.key, sizes, lambda: function(*args), touched, idle)
 
     def _extern(self, site: Site, node: Node, tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
         """What multiplies, as in eager mode, on tensors that lie as compiled code lays them."""
@@ -70,8 +70,8 @@ class CompiledSamples(Samples):
             return lambda: function(*args, **kwargs)
         return lambda: function(*[_channels_last(a) if isinstance(a, torch.Tensor) else a for a in args], **kwargs)
 
-    def fused(self, site: Site, nodes: Sequence[Node], tensors: Mapping[str, torch.Tensor]) -> Function:
-        """A group, compiled; what cannot be compiled runs as it does in eager mode, and is noted."""
+    def fused(self, site: Site, nodes: Sequence[Node], tensors: Mapping[str, torch.Tensor]) -> tuple[Function, float]:
+        """A group, compiled, with its seconds beside its work; what cannot be runs as in eager mode, and is noted."""
         graph, args = fx.Graph(), list(tensors.values())
         at: dict[str, fx.Node] = {name: graph.placeholder(f"x{k}") for k, name in enumerate(tensors)}
         for n in nodes:
@@ -87,14 +87,14 @@ class CompiledSamples(Samples):
         if [tuple(x.shape) for x in plain(*args)] != wanted:
             raise ValueError(f"{site.key} alone makes other shapes")
         if site.key in self.notes:
-            return plain
+            return plain, 0.0
         try:
             function = _inductor(graph, args)
             function(*args)
         except Exception as e:  # whatever a compiler raises
             self.notes[site.key] = f"cannot be compiled alone, so that it is timed as in eager mode: {_told(e)}"
-            return plain
-        return function
+            return plain, 0.0
+        return function, self.idle
 
 
 def compiled_forward(forward: Callable[[], Any]) -> Callable[[], Any]:
@@ -113,16 +113,17 @@ def every_copy_compiled(n: int) -> contextlib.AbstractContextManager[None]:
     """Where a forward of a model falls into parts, so many copies of it are compiled: none runs as in eager mode."""
     import torch._dynamo
 
-    config = torch._dynamo.config
-    limit = config.recompile_limit + n
-    return config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True)  # type: ignore[no-any-return]
+    config = torch._dynamo.config  # by names that torch 2.6 knows, too
+    limit = config.cache_size_limit + n
+    return config.patch(cache_size_limit=limit, fail_on_cache_limit_hit=True)  # type: ignore[no-any-return]
 
 
-def _inductor(graph: fx.Graph, args: Sequence[torch.Tensor]) -> Function:
+def _inductor(graph: fx.Graph, args: Sequence[torch.Tensor], options: dict[str, Any] | None = None) -> Function:
     """The graph as torch's compiler makes it for just these sizes."""
     import torch._inductor
 
-    return torch._inductor.compile(fx.GraphModule(nn.Module(), graph), list(args))  # type: ignore[no-any-return]
+    plain = fx.GraphModule(nn.Module(), graph)
+    return torch._inductor.compile(plain, list(args), options)  # type: ignore[no-any-return]
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:

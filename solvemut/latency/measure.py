@@ -75,7 +75,12 @@ def measure_latency(
     `device` is the model's, unless one is given; on a processor as many threads run as torch has now. `dtype` is that
     of the model; `batch` must be that of the captured example. With a `table` of the same device just what it lacks is
     measured. `cache` names a folder where the state is kept by device and versions, so that what was interrupted goes
-    on from there. RequestError for what cannot be measured: another batch, compile=True.
+    on from there.
+
+    With `compile` the table is of the model under `torch.compile` in eval and inference mode: nodes that multiply are
+    timed as they are, all others in the groups that are fused, compiled for each size; so are the `check` models, which
+    takes most of the time. RequestError for what cannot be measured: another batch, no compiler, a table of the other
+    mode.
 
     >>> import torch, solvemut as sm
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))

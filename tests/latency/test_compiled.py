@@ -255,7 +255,9 @@ def test_groups_make_what_the_model_makes(name, monkeypatch):
     make, shape = MODELS[name]
     model, x = make().eval(), torch.randn(shape)
     graph, cpu = sm.capture(model, x), torch.device("cpu")
-    monkeypatch.setattr(compiled, "_inductor", lambda graph, args: torch.fx.GraphModule(nn.Module(), graph))
+    monkeypatch.setattr(
+        compiled, "_inductor", lambda graph, args, options=None: torch.fx.GraphModule(nn.Module(), graph)
+    )
     samples, own = CompiledSamples(graph, cpu, None), dict(model.state_dict())
     live: dict[str, Any] = {v: own[p.name] for v, p in graph.trace.params.items() if p.name in own}
     live[next(iter(graph.trace.inputs))] = x
@@ -264,14 +266,14 @@ def test_groups_make_what_the_model_makes(name, monkeypatch):
             live[node.name] = run_node(node, live, cpu)
         for g in groups(graph):
             tensors = {r: live[r] for r in reads_of(g.nodes)}
-            made = () if g.works else samples.fused(g, g.nodes, tensors)(*tensors.values())
+            made = () if g.works else samples.fused(g, g.nodes, tensors)[0](*tensors.values())
             for value, found in zip(g.made, made, strict=False):
                 torch.testing.assert_close(found, live[value])
     torch.testing.assert_close(live[graph.trace.outputs[0]], model(x))
 
 
 def test_what_cannot_be_compiled_is_timed_as_it_is_and_named(monkeypatch):
-    def broken(graph: Any, args: Any) -> Any:
+    def broken(graph: Any, args: Any, options: Any = None) -> Any:
         if any("softmax" in str(n.target) for n in graph.nodes):
             raise NotImplementedError("no softmax here")
         return torch.fx.GraphModule(nn.Module(), graph)
@@ -285,7 +287,7 @@ def test_what_cannot_be_compiled_is_timed_as_it_is_and_named(monkeypatch):
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
-    monkeypatch.setattr(compiled, "_inductor", lambda graph, args: (_ for _ in ()).throw(OSError("no g++")))
+    monkeypatch.setattr(compiled, "_inductor", lambda *args: (_ for _ in ()).throw(OSError("no g++")))
     with pytest.raises(RequestError, match=r"OSError: no g\+\+.*CXX.*compile=False"):
         measured(graph_of("block"), "cpu", check=0)
 
