@@ -59,9 +59,10 @@ def _grouped(
     """The groups: neighbours of one home, as long as their sizes are no more than two that change apart."""
     home = _homes(nodes, working, readers)
     place = {n.name: k for k, n in enumerate(nodes)}
-    found: list[tuple[Node, ...]] = [(n,) for n in nodes if n.name in working]
+    alone = {n.name for n in nodes if n.name in working or (n.op == "getitem" and not working.isdisjoint(n.refs()))}
+    found: list[tuple[Node, ...]] = [(n,) for n in nodes if n.name in alone]
     fused: dict[int, list[tuple[Node, ...]]] = {}
-    for n in (n for n in nodes if n.name not in working):
+    for n in (n for n in nodes if n.name not in alone):
         pieces = fused.setdefault(home[n.name], [])
         near = [g for g in pieces if _touch(g, n)]
         for some in [near, *([g] for g in reversed(near)), []]:
@@ -75,13 +76,17 @@ def _grouped(
 
 
 def _homes(nodes: Sequence[Node], working: set[str], readers: dict[str, list[str]]) -> dict[str, int]:
-    """By node the number of the last multiplication that it depends on, or that its only reader does."""
+    """By node the number of the last multiplication that it depends on, or that its only reader does.
+
+    An element of a list stays with the list.
+    """
     home: dict[str, int] = {}
     for k, n in enumerate(nodes):
         home[n.name] = k if n.name in working else max((home.get(r, -1) for r in n.refs()), default=-1)
     for n in reversed(nodes):
         read = readers[n.name]
-        if n.name not in working and len(read) == 1 and read[0] and read[0] not in working:
+        moves = n.name not in working and n.op != "getitem"
+        if moves and len(read) == 1 and read[0] and read[0] not in working:
             home[n.name] = home[read[0]]
     return home
 

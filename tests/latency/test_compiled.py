@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
 
 class Dense(nn.Module):
-    """Concats of ever more layers, so that groups of them have many sizes; a chunk, and a part that is recurrent."""
+    """Concats of ever more layers, so that groups of them have many sizes; chunks read late, and a recurrent part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,8 @@ class Dense(nn.Module):
         for layer in self.layers:
             x = torch.cat([x, torch.relu(layer(torch.tanh(x)))], -1)
         gate, value = x.chunk(2, -1)
-        return self.head(self.rnn(torch.sigmoid(gate) * value)[0]).softmax(-1)
+        gate = torch.tanh(self.rnn(torch.sigmoid(gate) * value)[0]) * gate[..., :4]
+        return self.head(gate * value[..., :4]).softmax(-1)
 
 
 MODELS = {
