@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..compile import Worth
-from ..errors import InfeasibleError, TimeLimitError
+from ..errors import InfeasibleError, RequestError, TimeLimitError
 from ..graph import Graph
 from ..plan import kept_units
 from ..problem import Problem
@@ -80,10 +80,7 @@ def timed_models(
     forwards = [forward_of(m.to(clock.device, dtype).eval(), graph, clock.device, dtype) for m in models]
     if compiled:
         forwards = [compiled_forward(f) for f in forwards]
-        with every_copy_compiled(len(models)):
-            for k, forward in enumerate(forwards):
-                forward()
-                after(f"{k + 1} of {len(models)} compiled")
+        _compile(forwards, after)
     found, beside = np.empty((rounds, len(models))), np.empty((rounds, len(models)))
     for r in range(rounds):
         for k, forward in enumerate(forwards):
@@ -92,6 +89,21 @@ def timed_models(
                 timed[r, k] = clock.run(f)
         after(f"round {r + 1} of {rounds}")
     return [float(x) for x in np.median(found / beside, axis=0) * np.median(beside)]
+
+
+def _compile(forwards: Sequence[Callable[[], object]], after: Callable[[str], object]) -> None:
+    """Compile each by running it once."""
+    with every_copy_compiled(len(forwards)):
+        for k, forward in enumerate(forwards):
+            try:
+                forward()
+            except Exception as e:  # whatever torch raises
+                why = f"{type(e).__name__}: {e}".splitlines()[0]
+                raise RequestError(
+                    f"the model cannot be compiled whole ({why}); measure_latency(..., check=0) makes a table that is "
+                    "held against no whole model"
+                ) from e
+            after(f"{k + 1} of {len(forwards)} compiled")
 
 
 def site_seconds(sites: Sequence[Site], at: Callable[[str, tuple[int, ...]], float], kept: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import nn
 import solvemut as sm
 from solvemut.errors import RequestError
 from solvemut.latency import compiled
+from solvemut.latency import whole as whole_models
 from solvemut.latency.clock import CpuClock
 from solvemut.latency.compiled import CompiledSamples
 from solvemut.latency.groups import VIEWS, groups
@@ -291,6 +292,16 @@ def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setattr(compiled, "_inductor", lambda *args: (_ for _ in ()).throw(OSError("no g++")))
     with pytest.raises(RequestError, match=r"OSError: no g\+\+.*CXX.*compile=False"):
         measured(graph_of("block"), "cpu", check=0)
+
+
+def test_a_model_that_cannot_be_compiled_whole_says_so(monkeypatch):
+    def broken(forward: Any) -> Any:
+        return lambda: (_ for _ in ()).throw(NotImplementedError("a graph break"))
+
+    monkeypatch.setattr(compiled, "_inductor", lambda graph, *more: torch.fx.GraphModule(nn.Module(), graph))
+    monkeypatch.setattr(whole_models, "compiled_forward", broken)
+    with pytest.raises(RequestError, match=r"compiled whole \(NotImplementedError: a graph break\).*check=0"):
+        measured(graph_of("block"), "cpu", rounds=1, points=1, check=1)
 
 
 @pytest.mark.slow
