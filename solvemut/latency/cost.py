@@ -11,7 +11,7 @@ from ..flow import Extent
 from ..graph import Graph
 from ..requests import Cost, Monomial, Table
 from ..trace import layer_of
-from .groups import timed
+from .groups import timed_sites
 from .sites import Site
 
 NAME = "latency"
@@ -33,7 +33,7 @@ def cost_of(
     """
     constants, shared = dict[int, tuple[int, str]](), dict[Any, np.ndarray]()
     sums: dict[Any, tuple[np.ndarray, tuple[Extent, ...], str, str]] = {}
-    for site in timed(graph, compiled):
+    for site in timed_sites(graph, compiled):
         kind = (site.key, site.now)
         if kind not in shared:
             shared[kind] = ticks(site)

@@ -22,7 +22,7 @@ VIEWS = KEEP | {
 }
 
 
-def timed(graph: Graph, compiled: bool) -> list[Site]:
+def timed_sites(graph: Graph, compiled: bool) -> list[Site]:
     """What is timed of a graph: its nodes, or the groups that they are when it is compiled."""
     return groups(graph) if compiled else sites(graph)
 

@@ -21,7 +21,7 @@ from ..progress import Reporter
 from .clock import Clock, clock_of
 from .compiled import CompiledSamples
 from .grid import BETWEEN, first_sizes, refined
-from .groups import timed
+from .groups import timed_sites
 from .rounds import Kind, Point, run_passes, surfaces
 from .samples import Call, Samples
 from .sites import Site, by_key
@@ -145,7 +145,7 @@ class Work:
 
     def table(self, known: LatencyTable | None) -> LatencyTable:
         """The table; entries of `known` that serve are taken as they are."""
-        self.sites = timed(self.graph, self.compiled)
+        self.sites = timed_sites(self.graph, self.compiled)
         self.samples = self._samples()
         dtype = self.dtype or torch.get_default_dtype() if self.samples is None else self.samples.dtype
         self.label = {
@@ -195,7 +195,8 @@ class Work:
 
     def _begin(self, old: dict[str, Entry]) -> None:
         """The kinds to be measured, with their first grids; what cannot be run alone has no grid, and takes nothing."""
-        for key, found in by_key(self.sites).items():
+        kinds = by_key(self.sites)
+        for key, found in kinds.items():
             most = tuple(max(s.now[k] for s in found) for k in range(len(found[0].axes)))
             if key in old and all(a <= b for a, b in zip(most, old[key].most, strict=True)):
                 continue
@@ -203,7 +204,7 @@ class Work:
                 first_sizes(n, a.step, self.options.multiple) for n, a in zip(most, found[0].axes, strict=True)
             )
             if self.reporter.is_due():
-                self.reporter.tell(f"latency: kind {len(self.kinds) + 1}")
+                self.reporter.tell(f"latency: trying kind {len(self.kinds) + 1} of {len(kinds)}")
             kind = Kind(key, found, grid)
             self._try(kind)
             self.kinds.append(kind)
@@ -292,7 +293,7 @@ class Work:
         graph, clock = self.graph, self.clock
         if self.options.check == 0 or clock.device is None or graph.model is None or not graph.examples:
             return Fit() if known is None else known.fit
-        self._after("drawn")
+        self._after("plans for them")
         with torch.inference_mode(False):
             drawn = list(drawn_plans(graph, self.options.check, self.options.multiple, self.options.seed))
         models, rounds = [m for m, _ in drawn], max(ROUNDS, self.options.rounds)
