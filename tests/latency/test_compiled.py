@@ -18,7 +18,8 @@ from solvemut.latency import whole as whole_models
 from solvemut.latency.clock import CpuClock
 from solvemut.latency.compiled import CompiledSamples
 from solvemut.latency.groups import VIEWS, groups
-from solvemut.latency.samples import run_node
+from solvemut.latency.rounds import Kind, run_passes
+from solvemut.latency.samples import Call, run_node
 from solvemut.latency.sites import by_key, reads_of, sites
 
 
@@ -246,6 +247,14 @@ def test_tables_of_two_modes_are_not_put_together():
     assert measured(graph, FakeClock(saw), table=other).entries.keys() == other.entries.keys()
     with pytest.raises(RequestError, match=r"compile=True"):
         graph_of("attention").latency(other)
+
+
+@pytest.mark.parametrize(("idle", "left"), [(0.0, 1000e-9), (400e-9, 600e-9), (5000e-9, 0.0)])
+def test_what_a_call_takes_beside_its_work_does_not_count(idle, left):
+    kinds = [Kind(k, v, tuple((a.now,) for a in v[0].axes)) for k, v in by_key(groups(graph_of("block"))).items()]
+    rng = np.random.default_rng(0)
+    run_passes(kinds, FakeClock(lambda k, s: 1000.0), lambda s, p: Call(s.key, p, idle=idle), 2, rng, 0, max)
+    assert all(s == pytest.approx(left) for k in kinds for found in k.samples.values() for _, s in found)
 
 
 # -- what is compiled --------------------------------------------------------------------------------------------------
