@@ -2,9 +2,9 @@
 
 The networks of ``accuracy.py`` (ViT and ResNet on Fashion-MNIST, GPT on text; trained first where the cache lacks them)
 are brought to the same share of their parameters: by widths alone, by options of low rank for every linear layer and
-convolution that can be one, and by both in one program. No training afterwards. A row tells the loss and the accuracy
-on test data, the value lost, how near to the optimum it is proven to be, the layers that became of low rank, the
-seconds of finding the values and the options, and those of the solve.
+convolution that can be one, and by both in one program. No training afterwards. A row tells the loss on
+examples of the training set, the accuracy on the test set, the value lost, how near to the optimum it is proven to be,
+the layers that became of low rank, the seconds of finding the values and the options, and those of the solve.
 
     python benchmarks/alternatives.py --models vit --values fisher
 """
@@ -71,7 +71,7 @@ def rows(name: str, case: Trained, values: str) -> list[list[str]]:
             problem.requests = []
             problem.add(graph.params <= share * graph.params.now)
             try:
-                plan = problem.solve(time_limit=60, gap=1e-3, progress=False)
+                plan = problem.solve(time_limit=60, gap=1e-4, progress=False)
             except InfeasibleError:
                 found.append([name, f"{share:g}", way, *["cannot be"] * 2, *[""] * 5])
                 continue
