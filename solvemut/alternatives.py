@@ -23,7 +23,7 @@ from .building import factored, matrix_of
 from .compile import Option, Pick
 from .costs import monomial
 from .depth import Removable, only_in
-from .edits import COSTS, GIVEN, LOW_RANK, Substitute, packed
+from .edits import COSTS, GIVEN, LOW_RANK, Edit, Substitute, packed
 from .errors import CaptureError, RequestError
 from .flow import FIXED, Extent
 from .graph import Graph, Vertex, inside
@@ -392,7 +392,12 @@ class Alternatives:
         taken = [(c, o) for path, c in self.choices.items() for o in self.offers[path] if on[c.switch(o.name).name]]
         return [o.edit for _, o in taken if o.edit is not None]
 
-    def terms(self, cost: Cost, apart: Sequence[Any]) -> Iterator[tuple[Switch, Fraction, Monomial | Table]]:
+    def captured(self, edits: Sequence[Edit]) -> Graph | None:
+        """The graph of the model with just these edits, if one was captured for costs already."""
+        paths = {e.module: e.option for e in edits if isinstance(e, Substitute)}
+        return next((v.after for v in self.variants if v.paths == paths and len(paths) == len(edits)), None)
+
+    def terms(self, cost: Cost) -> Iterator[tuple[Switch, Fraction, Monomial | Table]]:
         """What options cost in the place of what is counted as it is: a term, a factor on it, and when it counts."""
         after: dict[int, Cost] = {}
         for path, choice in self.choices.items():
@@ -427,7 +432,7 @@ def switched(graph: Graph, cost: Cost, removable: Sequence[Removable], alternati
     regions = [c.values for c in choices] + [r.branch.nodes for r in reversed(larger)]
     own = graph.cost(cost.name) if cost.again is None else cost.again(graph, regions)
     terms: list[Any] = [(within.get(m.of), Fraction(1), m) for m in own.monomials]
-    terms += [] if alternatives is None else alternatives.terms(own, regions)
+    terms += [] if alternatives is None else alternatives.terms(own)
     unit = math.lcm(1, *(factor.denominator for _, factor, _ in terms))
     found = tuple(_scaled(m, int(factor * unit), when) for when, factor, m in terms)
     return replace(cost, monomials=found, scale=cost.scale * unit, again=None)

@@ -109,6 +109,8 @@ class Problem:
 
     def drop(self, found: Sequence[Removable], worth: Mapping[str, float], most: int | None = None) -> None:
         """Let branches go, at most so many; `worth` says what is lost with each, on the scale of the values."""
+        if missing := [r.name for r in found if r.name not in worth]:
+            raise RequestError(f"drop: worth says nothing of {', '.join(map(repr, missing[:3]))}")
         self.removable, self.parts, self.most_removed = tuple(found), parts_of(self.graph, found, worth), most
 
     def choose(self, vertex: Any, options: Mapping[str, Any]) -> None:
@@ -318,7 +320,8 @@ class Problem:
         edits: list[Edit] = [*(e for r in gone for e in r.edits), *taken]
         base, kept = graph, times
         if places := [e for e in edits if getattr(e, "how", "") != COSTS]:
-            base = remodelled(graph, places)
+            known = None if self.alternatives is None else self.alternatives.captured(places)
+            base = remodelled(graph, places) if known is None else known
             kept = carried(graph, base, times, [e.module for e in taken if e.how != COSTS])
         after, drawing = redrawn(base, kept, self.before, sources)
         drawing["edits"] = (*edits, *drawing["edits"])

