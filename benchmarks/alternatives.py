@@ -71,7 +71,7 @@ def rows(name: str, case: Trained, values: str) -> list[list[str]]:
             problem.requests = []
             problem.add(graph.params <= share * graph.params.now)
             try:
-                plan = problem.solve(time_limit=60, gap=1e-4, progress=False)
+                plan = problem.solve(time_limit=60, gap=1e-5, progress=False)
             except InfeasibleError:
                 found.append([name, f"{share:g}", way, *["cannot be"] * 2, *[""] * 5])
                 continue

@@ -29,7 +29,6 @@ from .flow import FIXED, Extent
 from .graph import Graph, Vertex, inside
 from .remodel import Pairs, matched, remodelled, why_not
 from .requests import Budget, Cost, Monomial, Switch, Table
-from .tracing import fake_run
 from .values import Metric, Values, principal, sees_data, stand_in_worth
 
 COUNTED = ("flops", "params", "weight_bytes", "latency")  # costs that can be told where a layer has alternatives
@@ -108,10 +107,11 @@ class Choice:
         return self.switch(name) if name is not None else Switch(f"{self.path}: as it is", now=False)
 
 
-def choice_of(graph: Graph, target: Any, options: Any) -> Choice:
-    """What `Problem.choose` is told, checked: each module is tried in its place on fake tensors."""
-    if graph.model is None or not graph.examples:
-        raise RequestError("choose: this graph has no model, or no example inputs to try one on; capture the model")
+def choice_of(graph: Graph, target: Any, options: Any, shapes: list[tuple[int, ...]]) -> Choice:
+    """What `Problem.choose` is told, checked: each module is tried in its place, for outputs of these shapes.
+
+    Of several that are of low rank one is tried: they run the same.
+    """
     path = target.name if isinstance(target, Vertex) else target
     modules = dict(graph.model.named_modules())
     if not isinstance(path, str) or path not in modules or not path:
@@ -128,15 +128,16 @@ def choice_of(graph: Graph, target: Any, options: Any) -> Choice:
     if not inside(graph.trace, [path])[0]:
         raise RequestError(f"choose({path!r}): the captured forward does not run it")
     found = Choice(path, dict(options), values_in(graph, [path]))
-    shapes = fake_run(graph.model, graph.examples[0])
+    tried = False
     for name, given in options.items():
         if not isinstance(given, Given):
             raise RequestError(
                 f"choose({path!r}): {name!r} is {shown(given)}; give None, a module, an Alternative or a LowRank"
             )
         module = _tried(found, modules[path], name) if isinstance(given, LowRank) else _module(given)
-        if module is None:
+        if module is None or (tried and isinstance(given, LowRank)):
             continue
+        tried = tried or isinstance(given, LowRank)
         if why := why_not(graph, [Substitute(path, name, GIVEN, given=module)], shapes):
             raise RequestError(f"choose({path!r}): with {name!r} in its place the model does not run: {why}")
     return found
@@ -186,14 +187,15 @@ class Offer:
 
 def offers_of(graph: Graph, choices: Sequence[Choice], values: Values) -> dict[str, list[Offer]]:
     """By path the options of each layer, with what they are worth. RequestError where no values tell it."""
-    edits = _edits(graph, choices, values)
+    directions = _directions(graph, choices, values)
+    edits = _edits(graph, choices, directions)
     asked = {
         (c.path, k): e
         for c in choices
         for k, e in edits[c.path].items()
         if e is not None and getattr(c.options[k], "value", None) is None
     }
-    worth = _measured(graph, asked, values)
+    worth = _measured(graph, asked, values, directions)
     return {
         c.path: [
             Offer(k, c.options[k], float(getattr(c.options[k], "value", None) or worth.get((c.path, k), 0.0)), e)
@@ -203,23 +205,50 @@ def offers_of(graph: Graph, choices: Sequence[Choice], values: Values) -> dict[s
     }
 
 
-def _edits(graph: Graph, choices: Sequence[Choice], values: Values) -> dict[str, dict[str, Substitute | None]]:
+def _edits(
+    graph: Graph, choices: Sequence[Choice], directions: Mapping[str, Directions]
+) -> dict[str, dict[str, Substitute | None]]:
+    return {c.path: {k: _edit(graph, c, k, directions.get(c.path)) for k in c.options} for c in choices}
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """The orthonormal directions [outputs, ranks] in which layers of low rank put out, the most important first.
+
+    `kept` are by rank the shares of the weight's energy that stay; None: the directions are those of outputs on data.
+    """
+
+    basis: torch.Tensor
+    kept: np.ndarray | None
+
+
+def _directions(graph: Graph, choices: Sequence[Choice], values: Values) -> dict[str, Directions]:
+    """By path those of the layers that have options of low rank, and weights."""
     low = [c.path for c in choices if any(isinstance(g, LowRank) for g in c.options.values())]
-    bases = principal(graph.model, low, _batches(values)) if low and sees_data(values) else {}
-    return {c.path: {k: _edit(graph, c, k, bases.get(c.path)) for k in c.options} for c in choices}
+    if low and sees_data(values):
+        found = principal(graph.model, low, _batches(values))
+        return {path: Directions(basis, None) for path, basis in found.items()}
+    by_weight = {}
+    for path in low:
+        if not (weight := matrix_of(graph.model.get_submodule(path))).is_meta:
+            u, sizes, _ = torch.linalg.svd(weight, full_matrices=False)
+            energy = sizes.square().cumsum(0).cpu().numpy()
+            by_weight[path] = Directions(u, energy / energy[-1] if energy[-1] > 0 else np.ones(len(energy)))
+    return by_weight
 
 
 def _batches(values: Any) -> Any:
     return values.data[0]
 
 
-def _edit(graph: Graph, choice: Choice, name: str, outputs: torch.Tensor | None) -> Substitute | None:
+def _edit(graph: Graph, choice: Choice, name: str, directions: Directions | None) -> Substitute | None:
     given = choice.options[name]
     if given is None:
         return None
     if isinstance(given, LowRank):
-        basis = None if outputs is None else outputs[:, : given.rank]
-        text = "" if basis is None else packed(basis.cpu().numpy())
+        basis = None if directions is None else directions.basis[:, : given.rank]
+        by_data = basis is not None and directions is not None and directions.kept is None
+        text = packed(basis.cpu().numpy()) if by_data and basis is not None else ""
         made = factored(graph.model.get_submodule(choice.path), given.rank, basis)
         return Substitute(choice.path, name, LOW_RANK, given.rank, text, made)
     module = _module(given)
@@ -227,7 +256,10 @@ def _edit(graph: Graph, choice: Choice, name: str, outputs: torch.Tensor | None)
 
 
 def _measured(
-    graph: Graph, asked: Mapping[tuple[str, str], Substitute], values: Values
+    graph: Graph,
+    asked: Mapping[tuple[str, str], Substitute],
+    values: Values,
+    directions: Mapping[str, Directions],
 ) -> dict[tuple[str, str], float]:
     """What is gained with options whose worth nobody said."""
     if not asked:
@@ -238,15 +270,15 @@ def _measured(
         return {(path, name): -lost[f"{path}: {name}"] for path, name in asked}
     found = {}
     for (path, name), edit in asked.items():
-        of_weights = values is None or (isinstance(values, Metric) and values.name.startswith("retention"))
-        layer = graph.model.get_submodule(path)
-        if edit.how != LOW_RANK or not of_weights or next(layer.parameters()).is_meta:
+        by_shares = values is None or (isinstance(values, Metric) and values.name.startswith("retention"))
+        if edit.how != LOW_RANK or not by_shares or path not in directions:
             raise RequestError(
                 f"choose({path!r}): what {name!r} is worth is not known: give Alternative(module, value=...), or "
                 "values that see data, such as sm.values.fisher(batches, loss)"
             )
-        energies = torch.linalg.svdvals(matrix_of(layer)).square()
-        found[path, name] = math.log(float(energies[: edit.rank].sum() / energies.sum()))
+        kept = directions[path].kept
+        assert kept is not None, "values that see no data have no data to find directions by"
+        found[path, name] = math.log(kept[edit.rank - 1])
     return found
 
 
@@ -440,7 +472,8 @@ def switched(graph: Graph, cost: Cost, removable: Sequence[Removable], alternati
 
 def _scaled(m: Monomial | Table, factor: int, when: Switch | None) -> Monomial | Table:
     if isinstance(m, Table):
-        return replace(m, values=m.values if factor == 1 else m.values.astype(object) * factor, when=when)
+        fits = m.values.dtype != object and int(np.abs(m.values).max(initial=0)) * factor < 2**62
+        return replace(m, values=(m.values if fits else m.values.astype(object)) * factor, when=when)
     return replace(m, coefficient=m.coefficient * factor, when=when)
 
 

@@ -28,6 +28,7 @@ from .progress import Reporter
 from .remodel import carried, remodelled
 from .report import one_line
 from .requests import Budget, Cost, Request, flat, owners
+from .tracing import fake_run
 from .values import Metric, Values, retention, worth_of
 
 INTERRUPTS = ("raise", "return")
@@ -62,6 +63,7 @@ class Problem:
         self.most_removed: int | None = None
         self.choices: tuple[Choice, ...] = ()  # layers that have alternatives
         self._offered: Alternatives | None = None  # what these are worth and cost, once it was found
+        self._shapes: list[tuple[int, ...]] = []  # of what the model returns, once it was asked for
         self.splits = False  # new units are copies of old ones, which what reads both divides its weights among
 
     def __repr__(self) -> str:
@@ -130,7 +132,11 @@ class Problem:
         >>> problem.solve().chosen
         {'2': 'rank 8'}
         """
-        found = choice_of(self.graph, vertex, options)
+        graph = self.graph
+        if graph.model is None or not graph.examples:
+            raise RequestError("choose: this graph has no model, or no example inputs to try one on; capture the model")
+        self._shapes = self._shapes or fake_run(graph.model, graph.examples[0])
+        found = choice_of(graph, vertex, options, self._shapes)
         others = [c for c in self.choices if c.path != found.path]
         if clash := [c.path for c in others if _lies_in(c, found) or _lies_in(found, c)]:
             raise RequestError(f"choose({found.path!r}): {clash[0]!r} has options already, and one lies in the other")

@@ -174,22 +174,30 @@ class Statement:
             self.program.budget(name, lower=by_themselves - question.most_removed)
 
     def _picks(self) -> None:
-        """One option of each; what its being on asks of sizes."""
+        """One option of each: a width over them, to whose levels their switches are tied in pairs."""
         for pick in self.layout.question.picks:
-            name = self.free_name(f"one option for {pick.name}")
-            for option in pick.options:
+            inside = self._switch(pick.within)
+            levels = range(len(pick.options) + (inside is not None))  # the last is that of a part that goes
+            which = self.program.width(f"option for {pick.name}", levels)
+            for k, option in enumerate(pick.options):
                 width = self._width_of(option.switch)
-                self.program.cost(name, 1, width)
                 self.program.value(option.worth, width, stage=self.stage)
-                self.program.hint({width: int(option.switch == pick.own)})
+                self._tie(which, [int(level == k) for level in levels], width)
                 self._hold(width, option.stays)
-            within = self._switch(pick.within)
-            if within is not None:
-                self.program.cost(name, -1, within)
-            total = int(within is None)
-            self.program.budget(name, total, lower=total)
+                self.program.hint({width: int(option.switch == pick.own)})
+                if option.switch == pick.own:
+                    self.program.hint({which: k})
+            if inside is not None:
+                self._tie(which, [int(level < len(pick.options)) for level in levels], inside)
             if pick.own in self.switches and all(o.switch != pick.own for o in pick.options):
                 self.program.fix({self.switches[pick.own]: 0})
+
+    def _tie(self, which: Width, on: Sequence[int], switch: Width) -> None:
+        """A switch is on just at some levels of a width."""
+        name = self.free_name(f"{switch.name}, or not: {which.name}")
+        self.program.cost(name, np.array(on), which)
+        self.program.cost(name, -1, switch)
+        self.program.budget(name, 0, lower=0)
 
     def _hold(self, on: Width, stays: np.ndarray) -> None:
         """Where a switch is on, sizes of some units stay."""

@@ -96,6 +96,8 @@ class _Walk:
             for v in equation.amounts:
                 self.within[v].append(equation)
         self.touching: dict[int, list[Adder]] = defaultdict(list)
+        self.forbidding: dict[int, list[Adder]] = defaultdict(list)
+        self.hard: dict[int, list[int]] = defaultdict(list)  # the tables of forbidden pairs that a width is in
         self._index()
         self.sides = [c for c in self.view.coordinates if not c.free]
         self.rows = np.array([c.row for c in self.sides], dtype=int)
@@ -108,18 +110,19 @@ class _Walk:
         for dense in self.view.dense:
             for axis, v in enumerate(dense.scope):
                 self.touching[v].append(_slicer(dense.rows, np.moveaxis(dense.stack, axis + 1, -1), dense.scope, v))
-        for scope, table in self.view.hard:
+        for k, (scope, table) in enumerate(self.view.hard):
             for axis, v in enumerate(scope):
-                self.touching[v].append(_slicer(np.array([0]), np.moveaxis(table, axis, -1)[None], scope, v))
+                self.forbidding[v].append(_slicer(np.array([0]), np.moveaxis(table, axis, -1)[None], scope, v))
+                self.hard[v].append(k)
         for rank in self.view.ranks:
             (a, b), row = rank.scope, rank.row
             self.touching[a].append(_scaler(row, rank.first, b, rank.second))
             self.touching[b].append(_scaler(row, rank.second, a, rank.first))
 
-    def lines(self, v: int, choice: np.ndarray) -> np.ndarray:
-        """What the terms of ``v`` come to at each of its levels: [rows, levels]."""
+    def lines(self, v: int, choice: np.ndarray, hard: bool = True) -> np.ndarray:
+        """What the terms of ``v`` come to at each of its levels, [rows, levels]: what is forbidden as well, or not."""
         found = np.zeros((len(self.view.magnitude), self.view.sizes[v]))
-        for add in self.touching[v]:
+        for add in (*self.touching[v], *(self.forbidding[v] if hard else ())):
             add(found, choice)
         return found
 
@@ -172,6 +175,8 @@ class _Walk:
         for _ in range(PASSES):
             before = choice.copy()
             for v in range(len(choice)):
+                if v % 16 == 0 and self.over():
+                    return choice
                 if self.within[v]:
                     choice = self._best_along(choice, v, prices)
                 else:
@@ -188,12 +193,23 @@ class _Walk:
         size, at = self.view.sizes[v], int(choice[v])
         near = {at + step for power in range(12) for step in (-(2**power), 2**power)}
         levels = sorted(k for k in near | {0, size - 1} if 0 <= k < size and k != at)[:TRIED]
-        found = [choice, *(m for m in (self.moved(choice, v, k) for k in levels) if m is not None)]
-        totals = self.view.totals(np.array(found))
-        scores = totals[:, 0] - totals[:, self.rows] @ (prices * self.signs)
-        for scope, table in self.view.hard:
-            scores += table[tuple(np.array(found)[:, u] for u in scope)]
-        return found[int(scores.argmax())]
+        found = [m for m in (self.moved(choice, v, k) for k in levels) if m is not None]
+        gains = [self._gain(choice, m, prices) for m in found]
+        best = int(np.argmax(gains)) if gains else -1
+        return found[best] if best >= 0 and gains[best] > 0 else choice
+
+    def _gain(self, choice: np.ndarray, moved: np.ndarray, prices: np.ndarray) -> float:
+        """What another choice is worth more at these prices, from the terms of the widths that differ."""
+        at, total = choice.copy(), 0.0
+        differ = np.flatnonzero(moved != choice).tolist()
+        for u in differ:
+            score = self.priced(self.lines(u, at, hard=False), prices)
+            total += float(score[moved[u]] - score[at[u]])
+            at[u] = moved[u]
+        for k in {k for u in differ for k in self.hard[u]}:  # of the two choices alone: what lies between is no matter
+            scope, table = self.view.hard[k]
+            total += float(table[tuple(moved[list(scope)])] - table[tuple(choice[list(scope)])])
+        return total
 
     # -- the way -----------------------------------------------------------------------------------------------------
 
