@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from oracle_program import build
 from strategies_program import SHAPES, examples, specs
 
-from solvemut.program import Program
+from solvemut.program import Program, RankOne
 from solvemut.solver import driver
 from solvemut.solver.walk import walk
 
@@ -38,6 +40,33 @@ def heads(blocks: int = 4, budget: float = 0.5) -> Program:
     return p
 
 
+def options(layers: int, ranks: tuple[int, ...] = (2, 4, 8, 16, 24), size: int = 64) -> Program:
+    """Layers between widths, each dense or of a rank: a width over its options, with a switch tied to each level."""
+    rng, p, sizes = np.random.default_rng(0), Program(), np.arange(1, size + 1)
+    widths = [p.width(f"width{k}", sizes.tolist()) for k in range(layers + 1)]
+    for k, width in enumerate(widths):
+        p.value(np.log(sizes / size) * rng.uniform(0.5, 2), width)
+        p.hint({width: size})
+        if k == layers:
+            break
+        which, after = p.width(f"option{k}", range(len(ranks) + 1)), widths[k + 1]
+        p.hint({which: 0})
+        for j, rank in enumerate((None, *ranks)):
+            switch, tie = p.switch(f"option{k} is {rank}"), f"tie {k} {j}"
+            p.cost(tie, np.arange(len(ranks) + 1) == j, which)
+            p.cost(tie, -1, switch)
+            p.budget(tie, 0, lower=0)
+            p.hint({switch: int(rank is None)})
+            if rank is None:
+                p.cost("params", RankOne(sizes, sizes), width, after, when=switch)
+                continue
+            p.value(rng.uniform(-2, 0) / rank, switch)
+            for w in (width, after):
+                p.cost("params", rank * sizes, w, when=switch)
+    p.budget("params", int(0.4 * layers * size**2))
+    return p
+
+
 def walked(p: Program) -> list[tuple[int, ...]]:
     """The choices on the way, those that are feasible."""
     statement, found = p.statement(), []
@@ -63,6 +92,28 @@ def test_the_first_incumbent_is_there_before_any_engine_runs(monkeypatch):
     solution = heads().solve(time_limit=20)
     solution.check()
     assert solution.status == "feasible" and solution.seconds < 10
+
+
+def test_options_whose_switches_are_tied_to_a_width_are_walked_too():
+    p = options(12)
+    found = walked(p)
+    best = max(p.statement().model().objective.at(choice) for choice in found)
+    solution = p.solve(time_limit=60, gap=0.02)
+    assert best >= solution.objective - 0.2 * abs(solution.objective)
+
+
+def test_a_walk_hears_that_time_is_up():
+    p, asked, found = options(40), [], []
+    statement = p.statement()
+    start = time.perf_counter()
+
+    def over() -> bool:
+        asked.append(time.perf_counter() - start)
+        return len(asked) > 5
+
+    walk(statement.model(), statement.hint, found.append, over)
+    late = time.perf_counter() - start - asked[5]
+    assert late < max(0.5, 0.1 * asked[5])  # it goes on for no more than some widths
 
 
 @given(st.sampled_from(sorted(SHAPES)).flatmap(lambda shape: specs(shape=shape)))
