@@ -7,6 +7,7 @@ examples of the training set, the accuracy on the test set, the value lost, how 
 the layers that became of low rank, the seconds of finding the values and the options, and those of the solve.
 
     python benchmarks/alternatives.py --models vit --values fisher
+    python benchmarks/alternatives.py --scale         ResNet-50 (torchvision), random weights: seconds by step
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from accuracy import VALUES
 from accuracy_nets import Trained, fashion, loss, measure, text, trained
-from budget import table
+from budget import build, table
 from torch import nn
 
 import solvemut as sm
@@ -99,6 +100,31 @@ def rows(name: str, case: Trained, values: str) -> list[list[str]]:
     return found
 
 
+def scale() -> None:
+    """Options for every layer of a ResNet-50, half of its FLOPs and of its parameters, sizes in multiples of 8."""
+    model, x = build("resnet50", 1)
+    seconds, start = {}, time.perf_counter()
+
+    def done(step: str) -> None:
+        nonlocal start
+        seconds[step], start = time.perf_counter() - start, time.perf_counter()
+
+    graph = sm.capture(model, x)
+    done("capture")
+    problem = sm.Problem(graph)
+    for layer, offered in options(model).items():
+        problem.choose(layer, offered)
+    done("options")
+    problem.settle()
+    done("worth")
+    problem.add(graph.flops <= 0.5 * graph.flops.now, graph.params <= 0.5 * graph.params.now)
+    problem.round_to(8)
+    plan = problem.solve(time_limit=120, gap=1e-3, progress=False)
+    done("solve")
+    print(", ".join(f"{step} {s:.1f} s" for step, s in seconds.items()))
+    print(f"{len(problem.choices)} layers, {len(plan.chosen)} of low rank; {plan.status}, gap {plan.gap:.1e}")
+
+
 HEAD = ("network", "params", "by", "loss", "accuracy", "value lost", "gap", "low rank", "values s", "solve s")
 
 
@@ -107,8 +133,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--values", default="fisher", choices=("fisher", "outputs"))
     parser.add_argument("--cache", type=Path, default=Path("out/accuracy"))
+    parser.add_argument("--scale", action="store_true", help="how long a large network takes")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    if given.scale:
+        return scale()
     found = []
     for name in given.models:
         case = trained(MODELS[name](), name, 0, given.cache)
