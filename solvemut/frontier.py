@@ -163,6 +163,11 @@ class Measured:
     budget: Budget
     resources: tuple[str, ...]
 
+    @cached_property
+    def counted(self) -> Cost:
+        """The cost as the program counts it."""
+        return next(b.cost for b, name in self.compiled.counted if name in self.resources)
+
     def limit(self, solution: Solution) -> int | None:
         """The budget that a solution was found under, rounded down as costs are whole; None: there was none."""
         budgets = solution.statement.budgets
@@ -179,7 +184,7 @@ class Measured:
         priced = solution.prices(self.compiled.choices.question.stage)
         if limit is None or not isfinite(priced.bound):
             return None
-        price, scale = sum(priced.prices[n] for n in self.resources), self.budget.cost.scale
+        price, scale = sum(priced.prices[n] for n in self.resources), self.counted.scale
         return float(limit) / scale, float(priced.bound), price * scale
 
     def lines(self, solutions: Sequence[Solution]) -> list[Line]:
@@ -189,17 +194,20 @@ class Measured:
     def plan(self, solution: Solution, times: np.ndarray) -> Plan:
         """The plan of a solution, as of a problem that has its budget."""
         limit, choices, state = self.limit(solution), copy.copy(self.compiled.choices), copy.copy(self.problem)
-        given = [] if limit is None else [Budget(self.budget.cost, Fraction(limit))]
+        unit, own = self.counted.scale // self.budget.cost.scale, self.budget.cost
+        given = [] if limit is None else [Budget(own, Fraction(limit, unit))]
         state.requests = [*state.requests, *given]
-        asked = [r for r in choices.question.requests if r is not self.budget]
-        choices.question = replace(choices.question, requests=[*asked, *given])
+        switched = [r.cost for r in choices.question.requests if isinstance(r, Budget) and r.whole is self.budget]
+        told = [Budget(cost, g.limit * unit, whole=g) for cost in switched for g in given] or given
+        asked = [r for r in choices.question.requests if not (isinstance(r, Budget) and r.asked is self.budget)]
+        choices.question = replace(choices.question, requests=[*asked, *told])
         counted = [(b, name) for b, name in self.compiled.counted if name not in self.resources]
         measured = [(b.cost, name) for b, name in self.compiled.counted if name in self.resources]
-        counted += [(Budget(cost, g.limit, whole=g), name) for cost, name in measured for g in given]
+        counted += [(Budget(cost, g.limit * unit, whole=g), name) for cost, name in measured for g in given]
         compiled = replace(self.compiled, choices=choices, counted=tuple(counted))
         plan: Plan = state._plan(solution, times, compiled, solution.seconds)
-        cost = self.budget.cost
-        return replace(plan, costs={cost.name: PlanCost(cost.now, cost.told(self.spent(solution))), **plan.costs})
+        spent = PlanCost(own.now, self.counted.told(self.spent(solution)))
+        return replace(plan, costs={own.name: spent, **plan.costs})
 
 
 def measured(problem: Any, cost: Cost, worth: Worth) -> Measured:
@@ -238,12 +246,12 @@ def frontier_of(problem: Any, resource: str | Cost, points: int, how: tuple[floa
         raise m.problem._explained(e, worth, how[0]) from None
     _uninterrupted(found)
     stage = m.compiled.choices.question.stage
-    limits = [(inf if (n := m.limit(s)) is None else n / cost.scale, float(s.bounds[stage])) for s in found]
-    made: dict[bytes, FrontierPoint] = {}
+    limits = [(inf if (n := m.limit(s)) is None else n / m.counted.scale, float(s.bounds[stage])) for s in found]
+    made: dict[Any, FrontierPoint] = {}
     for s, (limit, bound) in zip(found, limits, strict=True):
         times = m.compiled.decoder.times(s)
         point = FrontierPoint(
-            cost.told(m.spent(s)),
+            m.counted.told(m.spent(s)),
             float(s.objectives[stage]),
             bound,
             float(max(s.gaps[: stage + 1])),
@@ -251,7 +259,7 @@ def frontier_of(problem: Any, resource: str | Cost, points: int, how: tuple[floa
             None if limit == inf else limit,
             partial(m.plan, s, times),
         )
-        made.setdefault(times.tobytes(), point)
+        made.setdefault((times.tobytes(), *sorted(m.compiled.decoder.on(s).items())), point)
     now = cost.now, m.compiled.objective(np.ones(graph.coupling.n_units, dtype=bool))
     title, values = graph.trace.root, problem.values_name
     return Frontier(title, cost.name, tuple(made.values()), tuple(limits), now, values, partial(m.lines, found))
@@ -261,8 +269,9 @@ def best_of(problem: Any, k: int, how: tuple[float, Any, int]) -> list[Plan]:
     """See `Problem.best`."""
     worth = problem.worth
     compiled: Compiled = problem._compiled(worth)
-    try:  # widths besides the choices, such as switches, tell no plans apart
-        found = compiled.program.k_best(k, *how, among=[c.width for c in compiled.decoder.choices])
+    switches = [compiled.program[name] for name in compiled.decoder.switches]
+    try:  # other widths, such as quotients, tell no plans apart
+        found = compiled.program.k_best(k, *how, among=[*(c.width for c in compiled.decoder.choices), *switches])
     except InfeasibleError as e:
         raise problem._explained(e, worth, how[0]) from None
     _uninterrupted(found)

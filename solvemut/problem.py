@@ -63,17 +63,21 @@ class Problem:
         self.most_removed: int | None = None
         self.choices: tuple[Choice, ...] = ()  # layers that have alternatives
         self._offered: Alternatives | None = None  # what these are worth and cost, once it was found
+        self._switched: dict[int, tuple[Cost, Cost]] = {}  # by id costs, and how the program counts them
         self._shapes: list[tuple[int, ...]] = []  # of what the model returns, once it was asked for
         self.splits = False  # new units are copies of old ones, which what reads both divides its weights among
 
     def __repr__(self) -> str:
         asked = [str(r) for r in self.requests] + [f"keep {name!r}" for name in self.kept]
         asked += [f"round_to({self.multiple})"] * (self.multiple is not None)
+        asked += [f"{len(self.removable)} branches may go"] * bool(self.removable)
+        asked += [f"{len(c.options)} options for {c.path!r}" for c in self.choices]
         return one_line(f"<Problem of {self.graph.trace.root}: {'; '.join(asked) or 'nothing asked yet'}>")
 
     def maximize(self, values: Values) -> None:
         """What keeping each unit is worth: a metric of solvemut.values, a dict by vertex, or a callable of a vertex."""
-        self.values, self._named, self._offered = values, "", None
+        self.values, self._named = values, ""
+        self._offered, self._switched = None, {}  # low rank goes by the values, too
 
     def add(self, *requests: Any) -> None:
         """Requests on sizes and costs: `graph["a"].out == 32`, `graph.flops <= 1e9`, lists of such."""
@@ -114,6 +118,7 @@ class Problem:
         if missing := [r.name for r in found if r.name not in worth]:
             raise RequestError(f"drop: worth says nothing of {', '.join(map(repr, missing[:3]))}")
         self.removable, self.parts, self.most_removed = tuple(found), parts_of(self.graph, found, worth), most
+        self._switched = {}
 
     def choose(self, vertex: Any, options: Mapping[str, Any]) -> None:
         """Let a layer be one of several: as it is (None), a module in its place, a `LowRank`, or an `Alternative`.
@@ -140,7 +145,7 @@ class Problem:
         others = [c for c in self.choices if c.path != found.path]
         if clash := [c.path for c in others if _lies_in(c, found) or _lies_in(found, c)]:
             raise RequestError(f"choose({found.path!r}): {clash[0]!r} has options already, and one lies in the other")
-        self.choices, self._offered = (*others, found), None
+        self.choices, self._offered, self._switched = (*others, found), None, {}
 
     @property
     def alternatives(self) -> Alternatives | None:
@@ -289,11 +294,9 @@ class Problem:
         return self._compiled(self.worth).objective(times)
 
     def _question(self, worth: Worth, join_requests: bool) -> Question:
-        requests, alternatives = self.requests, self.alternatives
-        if self.removable or alternatives is not None:
-            requests = budgets_of(self.graph, requests, self.removable, alternatives)
+        alternatives = self.alternatives
         return Question(
-            requests,
+            budgets_of(self.requests, self._stated) if self.removable or self.choices else self.requests,
             self.multiple,
             self.frozen,
             join_requests,
@@ -331,7 +334,7 @@ class Problem:
             kept = carried(graph, base, times, [e.module for e in taken if e.how != COSTS])
         after, drawing = redrawn(base, kept, self.before, sources)
         drawing["edits"] = (*edits, *drawing["edits"])
-        why = [*(["branches go"] if gone else []), *(["layers become others"] if taken else [])]
+        why = ["branches go"] * bool(gone) + ["layers become others"] * any(e.how != COSTS for e in taken)
         drawing["alters"] = (*why, *drawing["alters"])
         self._check(solution, compiled, times, after, on, taken)
         return Plan(
@@ -345,7 +348,9 @@ class Problem:
             notes=(*graph.notes, *compiled.notes, *drawn),
             values=self.values_name,
             graph=after,
-            solved=Solved(graph, compiled, solution, self._stated(graph.costs), tuple(self.kept)),
+            solved=Solved(
+                graph, compiled, solution, {k: self._stated(c) for k, c in graph.costs.items()}, tuple(self.kept)
+            ),
             **drawing,
         )
 
@@ -368,17 +373,17 @@ class Problem:
 
     def _counted(self, cost: Cost, times: np.ndarray, on: Mapping[str, bool]) -> int | float:
         """A cost of what is left, as users see it."""
-        cost = self._stated({cost.name: cost})[cost.name]
-        return cost.told(cost.count(self.graph.coupling, times, on))
+        stated = self._stated(cost) if cost.name in COUNTED else cost
+        return stated.told(stated.count(self.graph.coupling, times, on))
 
-    def _stated(self, costs: Mapping[str, Cost]) -> Mapping[str, Cost]:
-        """Costs as the program counts them: by what is there."""
+    def _stated(self, cost: Cost) -> Cost:
+        """A cost as the program counts it, by what is there; found once for each."""
         if not self.removable and not self.choices:
-            return costs
-        return {
-            name: switched(self.graph, c, self.removable, self.alternatives) if c.name in COUNTED else c
-            for name, c in costs.items()
-        }
+            return cost
+        if id(cost) not in self._switched:
+            found = switched(self.graph, cost, self.removable, self.alternatives)
+            self._switched[id(cost)] = cost, found  # with the cost itself, so that its id stays its own
+        return self._switched[id(cost)][1]
 
     def _is_own(self, cost: Cost) -> bool:
         """Whether a cost is one of the model's, not one that the caller built under its name."""

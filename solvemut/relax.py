@@ -49,15 +49,16 @@ def relaxed(problem: Problem, budgets: Sequence[Budget], time_limit: float | Non
     found, lines = [], []
     for k, b in enumerate(budgets):
         m = measured(state, b.cost, worth)
+        unit = m.counted.scale // b.cost.scale
         part = max(0.05, limit - (perf_counter() - start)) / (len(budgets) - k)
         try:
-            least = m.compiled.program.least(m.resources, part, b.limit, seed)
+            least = m.compiled.program.least(m.resources, part, b.limit * unit, seed)
         except InfeasibleError as e:
             raise state._explained(e, worth, limit) from None
         if least.interrupted:
             raise KeyboardInterrupt("the solve was interrupted; nothing was changed")
-        spent = m.spent(least)
-        given = b if spent <= b.limit else Budget(b.cost, Fraction(spent))
+        spent = Fraction(m.spent(least), unit)
+        given = b if spent <= b.limit else Budget(b.cost, spent)
         if given is not b:
             proven = "" if least.status == "optimal" else ", the nearest that was found in time"
             lines.append(f"{b.cost.name}: asked for at most {b.told}, given {given.told}{proven}")

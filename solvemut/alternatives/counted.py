@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -47,14 +47,12 @@ def _scaled(m: Monomial | Table, factor: int, when: Switch | None) -> Monomial |
     return replace(m, coefficient=m.coefficient * factor, when=when)
 
 
-def budgets_of(
-    graph: Graph, requests: Sequence[Any], removable: Sequence[Removable], alternatives: Alternatives | None
-) -> list[Any]:
-    """Requests, with budgets counted by what is there."""
+def budgets_of(requests: Sequence[Any], stated: Callable[[Cost], Cost]) -> list[Any]:
+    """Requests, with budgets on costs as `stated` has them."""
     out = []
     for r in requests:
         if isinstance(r, Budget):
-            cost = switched(graph, r.cost, removable, alternatives)
+            cost = stated(r.cost)
             r = Budget(cost, r.limit * (cost.scale // r.cost.scale), r.sense, r)
         out.append(r)
     return out

@@ -14,7 +14,7 @@ import numpy as np
 from ..coupling import Coupling
 from ..flow import Extent
 from ..program import Program
-from ..requests import Budget, Monomial
+from ..requests import Budget, Monomial, Switch
 from .choices import Choice, Choices, parts_of
 from .decode import Decoder
 from .explain import explained
@@ -52,19 +52,16 @@ class Compiled:
     notes: tuple[str, ...]
 
     def objective(self, times: np.ndarray, on: Mapping[str, bool] | None = None) -> float:
-        """What the stage of worth has to come to, counted from a change, with switches as `on` says, or else on."""
+        """What the stage of worth has to come to, counted from a change; switches as `on` says, or as they are."""
         question, decoder = self.choices.question, self.decoder
-        state = {} if on is None else on
 
-        def within(part: Part, state: Mapping[str, bool]) -> bool:
-            return part.within is None or state.get(part.within.name, True)
+        def is_on(switch: Switch | None) -> bool:
+            return switch is None or (on or {}).get(switch.name, switch.now)
 
         lost = sum(s.of(self.choices.coupling, times) for s in question.spreads if s.stage == question.stage)
-        lost += sum(p.worth for p in question.parts if not state.get(p.switch.name, True) and within(p, state))
-        options = [o for p in question.picks for o in p.options]
-        lost -= sum(o.worth for o in options if state.get(o.switch.name, o.switch.now))
-        switches = [(p.units, p.switch) for p in question.parts] + [(p.units, p.own) for p in question.picks]
-        gone = [units for units, switch in switches if not state.get(switch.name, switch.now)]
+        lost += sum(p.worth for p in question.parts if not is_on(p.switch) and is_on(p.within))
+        lost -= sum(o.worth for p in question.picks for o in p.options if is_on(o.switch))
+        gone = [units for units, switch in question.switched if not is_on(switch)]
         worth = decoder.worth.without(np.any(gone, axis=0)) if gone else decoder.worth
         return worth.of(times, decoder.frozen) - lost
 

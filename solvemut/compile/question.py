@@ -163,8 +163,12 @@ class Question:
 
     def under(self, units: np.ndarray) -> Switch | None:
         """The switch under which all of these units count."""
-        found = [(p.units, p.own) for p in self.picks] + [(p.units, p.switch) for p in self.parts]
-        return next((switch for mine, switch in found if mine[units].all()), None)
+        return next((switch for mine, switch in self.switched if mine[units].all()), None)
+
+    @property
+    def switched(self) -> list[tuple[np.ndarray, Switch]]:
+        """Units (bool per class) that count only where a switch is on; those of a layer before those of its branch."""
+        return [(p.units, p.own) for p in self.picks] + [(p.units, p.switch) for p in self.parts]
 
     def held(self, on: Mapping[str, bool]) -> Iterator[tuple[str, np.ndarray]]:
         """By what asks for it the units (bool per class) that all stay, given which switches are on."""

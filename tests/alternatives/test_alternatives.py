@@ -456,6 +456,30 @@ def test_frontier_best_and_explain_take_options() -> None:
     assert "params" in str(best[0].explain("0"))
 
 
+def test_costs_that_are_shares_are_told_in_their_own_unit() -> None:
+    model, x = mlp((8, 16, 16, 4)), torch.randn(4, 8, dtype=F64)
+    graph = sm.capture(model, x)
+    options = {"float": None, "int8": sm.Alternative(value=-0.001, costs={"weight_bytes": 0.3, "params": 0.3})}
+    problem = sm.Problem(graph)
+    problem.choose("2", options)
+    now = graph.weight_bytes.now
+    for p in problem.frontier("weight_bytes", points=5):
+        plan = p.plan
+        assert p.cost == pytest.approx(plan.costs["weight_bytes"].after) and 0 < p.cost <= now
+        assert p.limit is None or p.cost <= p.limit <= now
+        found = sm.Problem(graph)
+        found.choose("2", options)
+        found.add(graph.weight_bytes <= (now if p.limit is None else p.limit))
+        assert found.solve(gap=0.0).objective <= p.bound + 1e-9
+        assert [b.limit for b in plan.explain("0").budgets if b.name.startswith("weight_bytes")] in ([], [p.limit])
+    best = problem.best(2)  # the same sizes, and int8
+    assert best[0].sizes == best[1].sizes and [p.chosen for p in best] == [{}, {"2": "int8"}]
+    with pytest.warns(UserWarning, match=r"weight_bytes: asked for at most 40(\.0)?, given"):
+        plan = sm.prune(model, x, weight_bytes=40, choose={"2": options}, on_infeasible="relax", dry_run=True)
+    least = 8 * (8 + 1 + 4 + 4) + 0.3 * 8 * 2  # each layer one unit wide, the middle one in int8
+    assert plan.costs["weight_bytes"].after == pytest.approx(least) == pytest.approx(plan.costs["weight_bytes"].budget)
+
+
 def test_explain_tells_what_another_option_would_change() -> None:
     model, x = mlp((8, 16, 16, 4)), torch.randn(4, 8, dtype=F64)
     graph = sm.capture(model, x)
