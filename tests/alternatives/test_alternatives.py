@@ -56,7 +56,7 @@ def linear_layers(model: nn.Module, graph: sm.Graph) -> list[str]:
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("name", [k for k, net in ZOO.items() if not net.masked or k in [*NETS][::4]])
+@pytest.mark.parametrize("name", [k for k, net in ZOO.items() if not net.masked or k in [*NETS][1::4]])
 def test_a_layer_of_low_rank_in_networks(name: str) -> None:
     net = ZOO[name]
     model, args, kwargs = randomise(net.model()), net.args(), net.kw()
@@ -83,8 +83,8 @@ def test_a_layer_of_low_rank_in_networks(name: str) -> None:
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("name", [k for k, net in ZOO.items() if net.masked])
-def test_widths_and_low_rank_together_in_every_network(name: str) -> None:
+@pytest.mark.parametrize("name", [k for k, net in ZOO.items() if net.masked and k not in [*NETS][1::2]])
+def test_widths_and_low_rank_together_in_networks(name: str) -> None:
     net = ZOO[name]
     model, args, kwargs = randomise(net.model()), net.args(), net.kw()
     graph = sm.capture(model, args, kwargs)
@@ -118,7 +118,7 @@ def test_widths_and_low_rank_together_in_every_network(name: str) -> None:
 # -- against brute force -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.floats(0.2, 1.1), st.integers(0, 99))
 def test_options_and_widths_against_brute_force(share: float, seed: int) -> None:
     sizes = (3, 5, 4, 2)
@@ -169,7 +169,7 @@ class Block(nn.Module):
         return x + self.down(torch.relu(self.up(x)))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.floats(0.2, 1.0), st.integers(0, 99))
 def test_options_in_branches_that_may_go(share: float, seed: int) -> None:
     inner = (4, 3)

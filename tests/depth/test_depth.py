@@ -83,6 +83,7 @@ def test_which_branches_are_found() -> None:
         "MLP": [],
         "two sides": ["main", "short"],  # a side of the sum, and a layer on the other
         "plain": ["1", "3", "3.0", "3.2"],  # a block, and the layers in it
+        "experts": ["experts.0", "experts.1", "experts.2"],
     }
 
 
@@ -102,11 +103,29 @@ class TwoSides(nn.Module):
         return self.main(x) + self.short(x)
 
 
+class Experts(nn.Module):
+    """A mixture: each expert is run, and added up by what its gate says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.head = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(4, 2)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        gates = self.gate(x).softmax(-1)
+        found = torch.zeros_like(x)
+        for k, expert in enumerate(self.experts):
+            found = found + gates[:, k : k + 1] * expert(x)
+        return self.head(x + found)
+
+
 SOME = {
     "residual": Net("residual", residual, ((2, 3),), ()),
     "MLP": Net("MLP", lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), ((2, 3),), ()),
     "two sides": Net("two sides", TwoSides, ((2, 3),), ()),
     "plain": Net("plain", lambda: plain(), ((2, 3),), ()),
+    "experts": Net("experts", Experts, ((2, 3),), ()),
 }
 
 
@@ -117,7 +136,7 @@ def plain() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), wrapped, nn.ReLU(), block, nn.Linear(4, 2)).double().eval()
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.floats(0.1, 1.0), st.integers(0, 99), st.sampled_from([None, 1, 2]))
 def test_layers_of_matching_shape_against_brute_force(share: float, seed: int, most: int | None) -> None:
     model, x = plain(), torch.ones(2, 3, dtype=torch.float64)
@@ -199,7 +218,7 @@ class Nested(nn.Module):
         return self.head(x + self.out(self.b(self.a(self.into(x)))))
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.floats(0.1, 1.0), st.integers(0, 99), st.sampled_from([None, 1, 2]))
 def test_branches_in_branches_go_with_them(share: float, seed: int, most: int | None) -> None:
     torch.manual_seed(0)
