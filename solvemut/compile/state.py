@@ -161,9 +161,7 @@ class Statement:
                 self.program.value(-part.worth, outer, stage=self.stage)
                 self.program.add(width <= outer, name=f"{part.switch.name} where {part.within.name}")
             if part.stays is not None and part.stays.any():
-                gone = self.program.switch(f"not: {part.switch.name}")
-                self.program.add(gone + width == (1 if outer is None else outer), name=f"{gone.name}, or it does")
-                self._hold(gone, part.stays)
+                self._hold(part.switch.name, width, part.stays, at=0, when=outer)
         if question.parts and question.most_removed is not None:
             name = self.free_name(f"at most {question.most_removed} parts go")
             for part in question.parts:
@@ -183,7 +181,7 @@ class Statement:
                 width = self._width_of(option.switch)
                 self.program.value(option.worth, width, stage=self.stage)
                 self._tie(which, [int(level == k) for level in levels], width)
-                self._hold(width, option.stays)
+                self._hold(option.switch.name, width, option.stays, at=1)
                 self.program.hint({width: int(option.switch == pick.own)})
                 if option.switch == pick.own:
                     self.program.hint({which: k})
@@ -199,12 +197,14 @@ class Statement:
         self.program.cost(name, -1, switch)
         self.program.budget(name, 0, lower=0)
 
-    def _hold(self, on: Width, stays: np.ndarray) -> None:
-        """Where a switch is on, sizes of some units stay."""
+    def _hold(self, title: str, switch: Width, stays: np.ndarray, at: int, when: Width | None = None) -> None:
+        """Where a switch is 0 or 1 (`at`), and another is on, sizes of some units stay."""
         for choice in self.layout.choices:
             if stays[choice.units()].any():
-                name = self.free_name(f"{on.name}: {choice.name} stays")
-                self.program.cost(name, (~choice.is_whole()).astype(int), choice.width, when=on)
+                name = self.free_name(f"{title}{'' if at else ' not'}: {choice.name} stays")
+                cut = (~choice.is_whole()).astype(int)
+                table = np.stack([cut, 0 * cut] if at == 0 else [0 * cut, cut])
+                self.program.cost(name, table, switch, choice.width, when=when)
                 self.program.budget(name, 0)
 
     # -- sizes and limits ------------------------------------------------------------------------------------------
