@@ -16,7 +16,7 @@ from .apply import SPLIT, Plan
 from .arguments import flag, names, number, one_of, search_limits, shown, whole
 from .compile import Compiled, Part, Question, Worth, compile_program, explained
 from .depth import Removable, gone_of, parts_of
-from .edits import COSTS, Edit, Substitute
+from .edits import Placed, Substitute
 from .errors import InfeasibleError, RequestError, SolvemutError, TimeLimitError
 from .explain import Solved
 from .frontier import Frontier, best_of, frontier_of
@@ -326,15 +326,15 @@ class Problem:
         on = compiled.decoder.on(solution)
         gone = gone_of(self.removable, on)
         taken = [] if self.alternatives is None else self.alternatives.edits(on)
-        edits: list[Edit] = [*(e for r in gone for e in r.edits), *taken]
+        edits: list[Placed] = [*(e for r in gone for e in r.edits), *taken]
         base, kept = graph, times
-        if places := [e for e in edits if getattr(e, "how", "") != COSTS]:
+        if places := [e for e in edits if e.replaces]:
             known = None if self.alternatives is None else self.alternatives.captured(places)
             base = remodelled(graph, places) if known is None else known
-            kept = carried(graph, base, times, [e.module for e in taken if e.how != COSTS])
+            kept = carried(graph, base, times, [e.module for e in taken if e.replaces])
         after, drawing = redrawn(base, kept, self.before, sources)
         drawing["edits"] = (*edits, *drawing["edits"])
-        why = ["branches go"] * bool(gone) + ["layers become others"] * any(e.how != COSTS for e in taken)
+        why = ["branches go"] * bool(gone) + ["layers become others"] * any(e.replaces for e in taken)
         drawing["alters"] = (*why, *drawing["alters"])
         self._check(solution, compiled, times, after, on, taken)
         return Plan(
@@ -358,7 +358,7 @@ class Problem:
         self, times: np.ndarray, after: Graph, on: Mapping[str, bool], taken: Sequence[Substitute]
     ) -> dict[str, PlanCost]:
         """The model's costs, then those that the caller built."""
-        told = any(e.how == COSTS for e in taken)  # what the changed model does not show
+        told = any(not e.replaces for e in taken)  # what the changed model does not show
         found = {name: PlanCost(c.now, after.costs[name].now) for name, c in self.graph.costs.items()}
         if told:
             found = {name: PlanCost(c.now, self._counted(c, times, on)) for name, c in self.graph.costs.items()}
@@ -408,7 +408,7 @@ class Problem:
             )
         for b, name in compiled.counted:
             recounts = [b.cost.count(self.graph.coupling, times, on)]
-            if self._is_own(b.asked.cost) and not any(e.how == COSTS for e in taken):
+            if self._is_own(b.asked.cost) and all(e.replaces for e in taken):
                 recounts.append(after.costs[b.cost.name].counted * (b.cost.scale // b.asked.cost.scale))
             for found in recounts:
                 if found != solution.costs[name]:

@@ -18,7 +18,7 @@ from ..remodel import remodelled
 from ..requests import Cost, Monomial, Switch, Table
 from ..values import Values
 from .options import Choice
-from .variants import Variant, values_in
+from .variants import Variant
 from .worth import offers_of
 
 FINEST = 10**6  # of the shares that a caller gives, the largest denominator
@@ -72,10 +72,8 @@ class Alternatives:
         found = np.zeros(coupling.n_units, dtype=bool)
         for node in (n for n in coupling.trace.nodes if n.name in nodes):
             for value in (node.name, *node.refs()):
-                labels = coupling.values.get(value)
-                for one in labels if isinstance(labels, list) else [] if labels is None else [labels]:
-                    for f in one.factors:
-                        found[coupling.unit_of[f.labels.reshape(-1)]] = True
+                for labels in coupling.labels_in(value):
+                    found[coupling.units(labels)] = True
         for (value, _), extent in coupling.sources.items():
             if value in nodes:
                 found[coupling.units(extent)] = True
@@ -104,6 +102,6 @@ class Alternatives:
                     continue
                 v = self._variant(path, o.name)
                 if id(v) not in after:
-                    regions = [values_in(v.after, [p]) for p in v.paths]
-                    after[id(v)] = v.after.cost(cost.name) if cost.again is None else cost.again(v.after, regions)
+                    again = cost.again
+                    after[id(v)] = again(v.after, [*v.values.values()]) if again else v.after.cost(cost.name)
                 yield from ((switch, Fraction(1), m) for m in v.terms(after[id(v)], path))

@@ -32,6 +32,11 @@ class Variant:
     paths: Mapping[str, str]  # with the option that each has
 
     @cached_property
+    def values(self) -> dict[str, frozenset[str]]:
+        """By path what counts for the module that stands there."""
+        return {path: values_in(self.after, [path]) for path in self.paths}
+
+    @cached_property
     def _pairs(self) -> list[tuple[str, Pairs]]:
         return list(matched(self.graph, self.after, list(self.paths)))
 
@@ -62,8 +67,7 @@ class Variant:
 
     def terms(self, cost: Cost, path: str) -> Iterator[Monomial | Table]:
         """What the module at a path costs, over the sizes of the graph as it is; `cost` is of the graph after."""
-        mine = values_in(self.after, [path])
-        for m in (m for m in cost.monomials if m.of in mine):
+        for m in (m for m in cost.monomials if m.of in self.values[path]):
             extents = tuple(self._translated(e) for e in m.extents)
             if isinstance(m, Table):
                 yield Table(m.values, extents, m.vertex, of=m.of)

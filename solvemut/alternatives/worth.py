@@ -34,7 +34,7 @@ class Offer:
 
     @property
     def replaces(self) -> bool:
-        return self.edit is not None and self.edit.how != COSTS
+        return self.edit is not None and self.edit.replaces
 
 
 def offers_of(graph: Graph, choices: Sequence[Choice], values: Values) -> dict[str, list[Offer]]:

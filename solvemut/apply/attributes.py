@@ -12,24 +12,22 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..building import Bypassed, factored
-from ..edits import AROUND, COSTS, GIVEN, ZEROS, Bypass, Edit, Rewire, SetAttribute, SetKernel, Substitute, unpacked
+from ..edits import AROUND, GIVEN, ZEROS, Bypass, Edit, Placed, Rewire, SetAttribute, SetKernel, Substitute, unpacked
 from ..errors import PlanMismatchError, RequestError
 from ..plan import PlanRecord
 from ..tracing import repeats
 from .followers import about_follower
 from .tensors import Undo
 
-PLACES = (Bypass, Substitute)  # edits that put another module in the place of one
-
 
 def put_modules(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> None:
     """The plan's edits that replace modules: what else the plan says is of the model with these."""
-    _make(models, [e for e in plan.edits if isinstance(e, PLACES)], undo)
+    _make(models, [e for e in plan.edits if isinstance(e, Placed)], undo)
 
 
 def make_edits(plan: PlanRecord, models: Sequence[nn.Module], undo: Undo) -> None:
     """The plan's other edits, in order."""
-    _make(models, [e for e in plan.edits if not isinstance(e, PLACES)], undo)
+    _make(models, [e for e in plan.edits if not isinstance(e, Placed)], undo)
 
 
 def _make(models: Sequence[nn.Module], edits: Sequence[Edit], undo: Undo) -> None:
@@ -45,7 +43,7 @@ def make_edit(model: nn.Module, edit: Edit, undo: Undo, done: Done | None = None
     EDITORS[edit.kind](model, edit, undo, set() if done is None else done)
 
 
-def _module(model: nn.Module, change: SetAttribute | SetKernel | Bypass | Substitute) -> nn.Module:
+def _module(model: nn.Module, change: SetAttribute | SetKernel | Placed) -> nn.Module:
     try:
         return model.get_submodule(change.module)
     except AttributeError as e:
@@ -116,11 +114,11 @@ def _substitute(model: nn.Module, change: Substitute, undo: Undo, done: Done) ->
         except RequestError as e:
             raise PlanMismatchError(f"{change.module}: {e}") from e
 
-    if change.how != COSTS:
+    if change.replaces:
         _put(model, change, made, undo, done)
 
 
-def _put(model: nn.Module, change: Any, made: Callable[[nn.Module], nn.Module], undo: Undo, done: Done) -> None:
+def _put(model: nn.Module, change: Placed, made: Callable[[nn.Module], nn.Module], undo: Undo, done: Done) -> None:
     """Another module in the place of one."""
     path, _, name = change.module.rpartition(".")
     old = _module(model, change)

@@ -92,6 +92,12 @@ class Coupling:
         """For each of `rows` the row of every class, -1 outside."""
         return tuple(row_of_units(r, self.n_units) for r in self.rows)
 
+    def labels_in(self, value: str) -> list[np.ndarray]:
+        """The labels of a tensor that a node makes, or of several, flat, an array for each factor; no parameter's."""
+        found = self.values.get(value)
+        tensors = found if isinstance(found, list) else [] if found is None else [found]
+        return [f.labels.reshape(-1) for labels in tensors for f in labels.factors]
+
     def units(self, extent: Extent | np.ndarray) -> np.ndarray:
         """The classes of labels, same shape."""
         return self.unit_of[extent.labels if isinstance(extent, Extent) else extent]

@@ -6,7 +6,7 @@ from .bypass import INPUT, ZEROS, Bypass
 from .copies import Copies
 from .kernel import AROUND, Kernel, SetKernel, is_convolution
 from .selection import Index, Selection, is_grouped, rows_of
-from .structure import Rewire
+from .structure import Placed, Rewire
 from .substitute import COSTS, GIVEN, LOW_RANK, Substitute, packed, unpacked
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Edit",
     "Index",
     "Kernel",
+    "Placed",
     "Rewire",
     "Selection",
     "SetAttribute",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..errors import PlanMismatchError
-from ..trace import Trace
-from .base import Edit, register
+from .base import register
 from .forms import one_of, record, text, whole
-from .structure import Rewire
+from .structure import Placed
 
 INPUT, ZEROS = "input", "zeros"
 _FORM = record(module=text, gives=one_of(INPUT, ZEROS), results=whole(0, 64))
@@ -17,7 +15,7 @@ _FORM = record(module=text, gives=one_of(INPUT, ZEROS), results=whole(0, 64))
 
 @register
 @dataclass(frozen=True)
-class Bypass(Edit):
+class Bypass(Placed):
     """In place of a module stands one that gives its input, or zeros of that shape, at once.
 
     `results`: 0, it gives a tensor; else a tuple of so many entries, all but the first None.
@@ -28,23 +26,12 @@ class Bypass(Edit):
 
     kind: ClassVar[str] = "bypass"
 
-    module: str
     gives: str
     results: int = 0
 
     @staticmethod
     def form(where: str, x: Any) -> None:
         _FORM(where, x)
-
-    def apply(self, trace: Trace) -> tuple[Trace, Edit]:
-        raise PlanMismatchError(f"what a network does without {self.module} is for a capture to tell")
-
-    @property
-    def sets(self) -> tuple[Any, ...]:
-        return (self.module, "bypass")
-
-    def back(self) -> Edit:
-        return Rewire(f"put back {self.module}")
 
     def describe(self) -> str:
         return f"{self.module}: gone, {'its input' if self.gives == INPUT else 'zeros'} in its place"

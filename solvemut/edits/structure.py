@@ -1,4 +1,6 @@
-"""Layers and edges that came or went: said in a plan, and made only by the operation that the plan tells of."""
+"""Layers and edges that came or went, which only the operation can make that a plan tells of; modules in the place of
+others, which a plan makes itself.
+"""
 
 from __future__ import annotations
 
@@ -46,3 +48,25 @@ class Rewire(Edit):
 
     def describe(self) -> str:
         return self.what
+
+
+@dataclass(frozen=True)
+class Placed(Edit):
+    """Another module in the place of one: what the network then does is for a capture to tell, not for a trace."""
+
+    module: str
+
+    @property
+    def replaces(self) -> bool:
+        """Whether another module comes to stand there at all."""
+        return True
+
+    def apply(self, trace: Trace) -> tuple[Trace, Edit]:
+        raise PlanMismatchError(f"what a network does with another {self.module}, or none, is for a capture to tell")
+
+    @property
+    def sets(self) -> tuple[Any, ...]:
+        return (self.module, self.kind)
+
+    def back(self) -> Edit:
+        return Rewire(f"put back {self.module}")

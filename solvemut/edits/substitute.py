@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import PlanMismatchError
-from ..trace import Trace
-from .base import Edit, register
+from .base import register
 from .forms import fail, one_of, record, text, whole
-from .structure import Rewire
+from .structure import Placed
 
 LOW_RANK, GIVEN, COSTS = "low-rank", "module", "costs"
 MOST = 2**28  # bytes of a basis, unpacked
@@ -23,7 +22,7 @@ _FORM = record(module=text, option=text, how=one_of(LOW_RANK, GIVEN, COSTS), ran
 
 @register
 @dataclass(frozen=True)
-class Substitute(Edit):
+class Substitute(Placed):
     """The option that was chosen for a module.
 
     `how`: "low-rank", two maps of `rank` channels between them, the second of which is the `basis` (outputs by rank; of
@@ -36,7 +35,6 @@ class Substitute(Edit):
 
     kind: ClassVar[str] = "substitute"
 
-    module: str
     option: str
     how: str
     rank: int = 0
@@ -54,15 +52,9 @@ class Substitute(Edit):
             except PlanMismatchError as e:
                 fail(f"{where}.basis", str(e), x["basis"][:20])
 
-    def apply(self, trace: Trace) -> tuple[Trace, Edit]:
-        raise PlanMismatchError(f"what a network does with another {self.module} is for a capture to tell")
-
     @property
-    def sets(self) -> tuple[Any, ...]:
-        return (self.module, "substitute")
-
-    def back(self) -> Edit:
-        return Rewire(f"put back {self.module}")
+    def replaces(self) -> bool:
+        return self.how != COSTS
 
     def describe(self) -> str:
         done = {

@@ -202,15 +202,9 @@ def _labels(graph: Graph, nodes: Sequence[Node]) -> Iterator[np.ndarray]:
             for d in range(len(coupling.trace.params[ref].shape)):
                 if (e := coupling.sources.get((ref, d))) is not None:
                     yield e.labels.reshape(-1)
-        yield from _of_value(coupling.values.get(ref))
+        yield from coupling.labels_in(ref)
     for node in nodes:
-        yield from _of_value(coupling.values.get(node.name))
-
-
-def _of_value(found: Labels | list[Labels] | None) -> Iterator[np.ndarray]:
-    for labels in found if isinstance(found, list) else [] if found is None else [found]:
-        for f in labels.factors:
-            yield f.labels.reshape(-1)
+        yield from coupling.labels_in(node.name)
 
 
 def _in_rows(graph: Graph, units: np.ndarray) -> np.ndarray:
