@@ -14,7 +14,7 @@ import nets_shapes  # noqa: F401
 import numpy as np
 import pytest
 import torch
-from brute import assert_best, top
+from brute import Block, assert_best, top
 from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,15 +158,6 @@ def test_options_and_widths_against_brute_force(share: float, seed: int) -> None
     else:
         own = sum(p.numel() for p in model[2].parameters())
         assert plan.costs["params"].after == pytest.approx(count_params(model) - 0.7 * own)
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(torch.relu(self.up(x)))
 
 
 @settings(max_examples=15)

@@ -13,7 +13,7 @@ import nets_shapes  # noqa: F401
 import numpy as np
 import pytest
 import torch
-from brute import assert_best, top
+from brute import Block, assert_best, top
 from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,15 +25,6 @@ import solvemut as sm
 from solvemut.errors import RequestError
 
 ZOO: dict[str, Net] = {**NETS, **{f"family {k}": f.net for k, f in FAMILIES.items()}}
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(torch.relu(self.up(x)))
 
 
 def residual(inner: tuple[int, ...] = (5, 3, 4)) -> nn.Sequential:
@@ -129,6 +120,17 @@ SOME = {
 }
 
 
+def assert_best_within(
+    problem: sm.Problem, limit: float, lost: dict[str, float], most: int | None, best: float
+) -> None:
+    """With whatever may go and so many parameters, what brute force found."""
+    graph, model = problem.graph, problem.graph.model
+    problem.add(graph.params <= limit)
+    problem.drop(graph.removable, lost, most)
+    if plan := assert_best(problem, best, model):
+        assert plan.costs["params"].after == count_params(model) <= limit
+
+
 def plain() -> nn.Sequential:
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
@@ -164,13 +166,9 @@ def test_layers_of_matching_shape_against_brute_force(share: float, seed: int, m
                 worth = sum(top(values[n], k) for n, k in (("0", a), ("1.0", b), ("3.2", d)))
                 worth += 0.0 if block else top(values["3.0"], c)
                 best = max(best, worth - missed)
-    graph = sm.capture(model, x)
-    problem = sm.Problem(graph)
+    problem = sm.Problem(sm.capture(model, x))
     problem.maximize(values)
-    problem.add(graph.params <= limit)
-    problem.drop(graph.removable, lost, most)
-    if plan := assert_best(problem, best, model):
-        assert plan.costs["params"].after == count_params(model) <= limit
+    assert_best_within(problem, limit, lost, most, best)
 
 
 @settings(max_examples=25)
@@ -196,13 +194,9 @@ def test_switches_and_widths_against_brute_force(share: float, seed: int, most: 
                 kept = [(str(k + 1), n) for k, n in enumerate(inside) if n is not None]
                 missed = sum(lost[str(k + 1)] for k, n in enumerate(inside) if n is None)
                 best = max(best, width + sum(top(values[f"{k}.up"], n) for k, n in kept) - missed)
-    graph = sm.capture(model, x)
-    problem = sm.Problem(graph)
+    problem = sm.Problem(sm.capture(model, x))
     problem.maximize(values)
-    problem.add(graph.params <= limit)
-    problem.drop(graph.removable, lost, most)
-    if plan := assert_best(problem, best, model):
-        assert plan.costs["params"].after == count_params(model) <= limit
+    assert_best_within(problem, limit, lost, most, best)
 
 
 class Nested(nn.Module):
@@ -240,10 +234,7 @@ def test_branches_in_branches_go_with_them(share: float, seed: int, most: int | 
     problem = sm.Problem(graph)
     problem.maximize({v.name: 0.0 for v in graph.vertices if v.makes_units})
     problem.keep("*")
-    problem.add(graph.params <= limit)
-    problem.drop(graph.removable, lost, most)
-    if plan := assert_best(problem, best, model):
-        assert plan.costs["params"].after == count_params(model) <= limit
+    assert_best_within(problem, limit, lost, most, best)
 
 
 @pytest.mark.parametrize("share", [0.55, 0.7])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from brute import Block as Residual
 from clocks import FakeClock, linear, saw
 from torch import nn
 
@@ -339,7 +340,7 @@ def test_a_real_compiler_says_how_far_it_is_off(compiler):
 
 def test_groups_that_lie_in_a_branch_count_where_it_stays():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 8), Residual(), Residual(), nn.Linear(8, 2)).eval()
+    model = nn.Sequential(nn.Linear(8, 8), Residual(8, 8), Residual(8, 8), nn.Linear(8, 2)).eval()
     graph = sm.capture(model, torch.ones(2, 8))
     table = measured(graph, FakeClock(linear), check=0)
     cost = graph.latency(table)
@@ -356,12 +357,3 @@ def test_groups_that_lie_in_a_branch_count_where_it_stays():
     problem.choose("3", {"as it is": None, "rank 1": sm.LowRank(1, value=-100.0)})
     with pytest.raises(RequestError, match=r"no such layer.*compile=True"):
         problem.solve()  # the table has no layer of one output
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(torch.relu(self.up(x)))
